@@ -1,0 +1,14 @@
+/* all.h -- every kernel at one dtype. Included by isa/isa.h with `real`, `DT` and VBYTES (register width) set. */
+#define FN(name) PM_CAT(name, DT)
+#define vec FN(vec)
+#define LANES ((ptrdiff_t)(VBYTES / sizeof(real)))
+typedef real vec __attribute__((vector_size(VBYTES), aligned(sizeof(real)), may_alias));
+#include "mix.h"
+#define PM_ENTRY(name, args) .name = FN(name),
+static const struct PM_CAT(pm_kernels, DT) FN(kernels) = { PM_KERNELS(PM_ENTRY, real) };
+#undef PM_ENTRY
+#undef FN
+#undef vec
+#undef LANES
+#undef real
+#undef DT

@@ -1,0 +1,58 @@
+/* pm.h -- the contract between kernels, ops and bindings. Read this first.
+ *
+ * Extents: B examples, N packed tokens, L tokens of one example, D in, O out, R rank, S skills (experts), Q heads (n_splits),
+ * T tasks, G groups (distinct routing rows). An upper-case letter is an extent, the lower-case one its index.
+ * Sizes come first, then inputs (const), then outputs; gradients are `d` + name. Arrays are C-contiguous unless a leading
+ * dimension (ldx) is passed.
+ *
+ * A kernel is serial, allocates nothing, cannot fail, and includes nothing. Its text is written once in `real` and `vec`
+ * and compiled once per instruction set (csrc/isa); threads belong to csrc/ops, checks to csrc/python. */
+#ifndef PM_H
+#define PM_H
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define PM_CAT_(a, b) a##_##b
+#define PM_CAT(a, b) PM_CAT_(a, b)
+#define PM_PRAGMA(x) _Pragma(#x)
+#if defined(__clang__)
+#define PM_TARGET_BEGIN(t) PM_PRAGMA(clang attribute push(__attribute__((target(t))), apply_to = function))
+#define PM_TARGET_END PM_PRAGMA(clang attribute pop)
+#else
+#define PM_TARGET_BEGIN(t) PM_PRAGMA(GCC push_options) PM_PRAGMA(GCC target(t))
+#define PM_TARGET_END PM_PRAGMA(GCC pop_options)
+#endif
+#define PM_INLINE static inline __attribute__((always_inline))
+#define PM_ALIGN 64     /* bytes: a cache line, and the widest register */
+#define PM_CHUNK 128    /* tokens: sums over tokens are split here and nowhere else, whatever the number of threads */
+
+/* Every kernel, one line each: K(name, (arguments)). The list makes the table below and, in kernels/all.h, fills it. */
+#define PM_KERNELS(K, real)                                                                                                \
+    K(mix_fwd, (ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, const real *weights, const real *bank, real scale, real *out)) \
+    K(mix_bwd_weights, (ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, const real *dout, const real *bank, real scale, real *dweights)) \
+    K(mix_bwd_bank, (ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, ptrdiff_t s, ptrdiff_t i, const real *dout, const real *weights, real scale, real *dbank))
+
+#define PM_MEMBER(name, args) void(*name) args;
+struct pm_kernels_f32 { PM_KERNELS(PM_MEMBER, float) };
+struct pm_kernels_f64 { PM_KERNELS(PM_MEMBER, double) };
+#undef PM_MEMBER
+
+struct pm_isa {
+    const char *name;
+    int (*supported)(void);
+    const struct pm_kernels_f32 *f32;
+    const struct pm_kernels_f64 *f64;    /* base only: float64 is for references and gradient checks */
+};
+extern const struct pm_isa pm_isa_base;
+#if defined(__x86_64__)
+extern const struct pm_isa pm_isa_avx2, pm_isa_avx512;
+#elif defined(__aarch64__)
+extern const struct pm_isa pm_isa_neon;
+#endif
+
+/* The tables in use: set when the module is imported, and by set_isa. */
+extern const struct pm_kernels_f32 *pm_f32;
+extern const struct pm_kernels_f64 *pm_f64;
+#endif

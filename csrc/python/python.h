@@ -1,0 +1,44 @@
+/* python.h -- how a binding reads its arguments. Checks are strict here (exact dtype, shape, C-contiguity, index ranges);
+ * polymoe/functional.py is where arrays are converted and allocated.
+ *
+ * Errors are sticky: once one is set every reader returns NULL at once, so a binding reads all its arguments and asks
+ * PyErr_Occurred() a single time. An extent passed as -1 is bound by the first array that has it and checked by the others. */
+#ifndef PM_PYTHON_H
+#define PM_PYTHON_H
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#define NPY_NO_DEPRECATED_API NPY_1_25_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL polymoe_ARRAY_API
+#ifndef PM_IMPORT_ARRAY
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+#include "../ops/ops.h"
+
+/* The dtype of a real-valued array: NPY_FLOAT32 or NPY_FLOAT64; anything else is a TypeError and -1. */
+int pm_real(PyObject *o, const char *name);
+/* The data of an array of exactly this dtype and rank; each extent is a ptrdiff_t* (bound when -1, else checked). */
+const void *pm_in(PyObject *o, const char *name, int type, int ndim, ...);
+void *pm_out(PyObject *o, const char *name, int type, int ndim, ...);          /* the same, writeable */
+const void *pm_in_or_none(PyObject *o, const char *name, int type, int ndim, ...);    /* NULL for None */
+void *pm_out_or_none(PyObject *o, const char *name, int type, int ndim, ...);
+ptrdiff_t pm_int(PyObject *o, const char *name);
+double pm_double(PyObject *o, const char *name);
+/* Every index in [0, end); cu_seqlens starts at 0, never falls, ends at N. */
+void pm_check_index(const int64_t *index, ptrdiff_t n, ptrdiff_t end, const char *name);
+void pm_check_cu_seqlens(const int64_t *cu_seqlens, ptrdiff_t B, ptrdiff_t N);
+int pm_nargs(Py_ssize_t got, Py_ssize_t expected, const char *name);    /* -1 with a TypeError when they differ */
+
+/* Call op_f32 or op_f64. The arrays are void*, so both lines type-check. */
+#define PM_CALL(type, op, ...)                                                                                            \
+    do {                                                                                                                  \
+        Py_BEGIN_ALLOW_THREADS                                                                                            \
+        if ((type) == NPY_FLOAT32) op##_f32(__VA_ARGS__);                                                                 \
+        else op##_f64(__VA_ARGS__);                                                                                       \
+        Py_END_ALLOW_THREADS                                                                                              \
+    } while (0)
+#define PM_METHOD(name, doc) { #name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, doc }
+
+/* One table of methods per file of bindings; core.c adds them all to the module. */
+extern PyMethodDef pm_methods_mix[], pm_methods_runtime[];
+#endif

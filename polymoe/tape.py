@@ -1,0 +1,173 @@
+"""Reverse-mode recording of the pairs in :mod:`polymoe.functional`.
+
+Every function here has the name and the arguments of the functional one and returns only its ``y``. Under a tape, an operation
+that has a :class:`Node` among its arguments returns a ``Node``; arguments that need no gradient stay plain arrays all the way, so
+whatever lies below the lowest trainable parameter is never differentiated.
+
+A ``Node`` has no operators and refuses to become an array: a forgotten operation is a TypeError, never a silently cut gradient.
+
+    with Tape() as tape:
+        loss = tape_function(...)
+    tape.backward(loss)                 # Parameter.grad now holds (adds) the gradients
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polymoe import functional as F
+
+_current: ContextVar[Tape | None] = ContextVar("polymoe_tape", default=None)
+
+
+class Node:
+    """A value on the tape: ``data`` (array) and, during backward, ``grad`` (array or None)."""
+
+    __slots__ = ("data", "grad")
+
+    def __init__(self, data: np.ndarray) -> None:
+        self.data = data
+        self.grad: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the value."""
+        return self.data.shape
+
+    def accumulate(self, grad: np.ndarray) -> None:
+        """Add a gradient. The first one is kept as it is, so backward functions never return an array that they keep."""
+        self.grad = grad if self.grad is None else self.grad + grad
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        raise TypeError(f"{type(self).__name__}: expected a function of polymoe.tape, got a NumPy operation (its gradient would be lost)")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={self.data.shape}, dtype={self.data.dtype})"
+
+
+class _Record(NamedTuple):
+    output: Node
+    saved: Any
+    backward: Callable[..., Any]
+    inputs: dict[str, Node]  # argument name -> node
+    selective: bool  # backward takes `needs`
+
+
+class Tape:
+    """Records operations while it is entered; :meth:`backward` replays them in reverse and frees what it has used."""
+
+    def __init__(self) -> None:
+        self.records: list[_Record] = []
+
+    def __enter__(self) -> Tape:
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _current.reset(self._token)
+
+    def backward(self, output: Node | np.ndarray, dy: np.ndarray | None = None) -> None:
+        """Add d(sum(output * dy))/d(node) to every node that ``output`` depends on; ``dy`` is 1 for a scalar.
+
+        Frees the recorded operations as it goes: a tape can be replayed once.
+        """
+        if not isinstance(output, Node):
+            raise ValueError("output: expected a value that depends on a trainable parameter, got a constant")
+        if dy is None and output.data.size != 1:
+            raise ValueError(f"dy: expected an array of shape {output.shape}, got None (only a scalar has a default)")
+        output.grad = np.ones_like(output.data) if dy is None else np.asarray(dy, dtype=output.data.dtype)
+        if output.grad.shape != output.data.shape:
+            raise ValueError(f"dy: expected shape {output.shape}, got {output.grad.shape}")
+        while self.records:
+            record = self.records.pop()
+            dout = record.output.grad
+            if dout is None:
+                continue
+            needs = {"needs": set(record.inputs)} if record.selective else {}
+            grads = record.backward(record.saved, dout, **needs)
+            for name, node in record.inputs.items():
+                grad = getattr(grads, "d" + name)
+                if grad is not None:
+                    node.accumulate(grad)
+            if record.output is not output:
+                record.output.grad = None
+
+
+def data_of(x: Any) -> Any:
+    """The array of a node, or ``x`` itself."""
+    return x.data if isinstance(x, Node) else x
+
+
+def differentiable(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The operation ``forward -> (y, saved)`` with gradient ``backward(saved, dy) -> (d<argument>, ...)``, recorded on the tape."""
+    signature = inspect.signature(forward)
+    selective = "needs" in inspect.signature(backward).parameters
+
+    def op(*args: Any, **kwargs: Any) -> Any:
+        tape = _current.get()
+        bound = signature.bind(*args, **kwargs).arguments
+        nodes = {name: value for name, value in bound.items() if isinstance(value, Node) and getattr(value, "trainable", True)}
+        y, saved = forward(**{name: data_of(value) for name, value in bound.items()})
+        if tape is None or not nodes:
+            return y
+        output = Node(y)
+        tape.records.append(_Record(output, saved, backward, nodes, selective))
+        return output
+
+    op.__name__ = op.__qualname__ = forward.__name__
+    op.__doc__ = f"{forward.__doc__}\n\n    Differentiable form of :func:`polymoe.functional.{forward.__name__}`: returns y alone."
+    return op
+
+
+linear = differentiable(F.linear, F.linear_backward)
+dense = differentiable(F.dense, F.dense_backward)
+mix = differentiable(F.mix, F.mix_backward)
+task_router = differentiable(F.task_router, F.task_router_backward)
+layer_norm = differentiable(F.layer_norm, F.layer_norm_backward)
+gelu = differentiable(F.gelu, F.gelu_backward)
+add = differentiable(F.add, F.add_backward)
+scale_by = differentiable(F.scale_by, F.scale_by_backward)
+l2_normalize = differentiable(F.l2_normalize, F.l2_normalize_backward)
+attention = differentiable(F.attention, F.attention_backward)
+embedding = differentiable(F.embedding, F.embedding_backward)
+mean_pool = differentiable(F.mean_pool, F.mean_pool_backward)
+dropout = differentiable(F.dropout, F.dropout_backward)
+cross_entropy = differentiable(F.cross_entropy, F.cross_entropy_backward)
+mse = differentiable(F.mse, F.mse_backward)
+
+
+def checkpoint(fn: Callable[..., Any], *args: Any) -> Any:
+    """``fn(*args)`` without keeping what its backward needs: it is run again during backward (less memory, more time).
+
+    ``fn`` must give the same result when it runs again; the randomness of polymoe is keyed by step and example, so it does.
+    """
+    tape = _current.get()
+    if tape is None:
+        return fn(*args)
+    nodes = {f"a{i}": a for i, a in enumerate(args) if isinstance(a, Node)}
+    token = _current.set(None)
+    try:
+        y = fn(*args)
+    finally:
+        _current.reset(token)
+    output = Node(data_of(y))
+
+    def backward(saved: Any, dy: np.ndarray) -> Any:
+        leaves = {name: Node(node.data) for name, node in nodes.items()}
+        with Tape() as inner:
+            again = fn(*(leaves.get(f"a{i}", a) for i, a in enumerate(args)))
+        inner.backward(again, dy)
+        return _Gradients({"d" + name: leaf.grad for name, leaf in leaves.items()})
+
+    tape.records.append(_Record(output, None, backward, nodes, False))
+    return output
+
+
+class _Gradients:
+    def __init__(self, by_name: dict[str, np.ndarray | None]) -> None:
+        self.__dict__.update(by_name)
