@@ -1,0 +1,125 @@
+"""What travels with the data: a packed batch, the names of the tasks, and the routing that adapters decide on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from polymoe.tape import Node
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B examples packed end to end, N tokens in all; no padding.
+
+    ``cu_seqlens`` [B+1] int64: example b owns tokens ``cu_seqlens[b]:cu_seqlens[b+1]``. ``token_ids`` [N] int64, absent where a
+    layer gets activations instead. ``task_ids`` [B] int64, needed by routers that go by task. ``example_ids`` [B] int64: position
+    in the data set, which keys the randomness (the order in the batch when absent). ``targets``: whatever the objective compares
+    with. ``seed`` and ``step`` (micro-step) key the randomness of a training step.
+    """
+
+    cu_seqlens: np.ndarray
+    token_ids: np.ndarray | None = None
+    task_ids: np.ndarray | None = None
+    example_ids: np.ndarray | None = None
+    targets: Any = None
+    seed: int = 0
+    step: int = 0
+
+    @property
+    def n_examples(self) -> int:
+        """B."""
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def n_tokens(self) -> int:
+        """N."""
+        return int(self.cu_seqlens[-1])
+
+    @property
+    def random_ids(self) -> np.ndarray:
+        """[B] int64, what keys each example's randomness."""
+        return np.arange(self.n_examples, dtype=np.int64) if self.example_ids is None else self.example_ids
+
+
+class TaskRegistry:
+    """Names of the tasks; a task's id is its position. Saved with every adapter and checked on every use."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names: tuple[str, ...] = tuple(names)
+        self._ids = {name: i for i, name in enumerate(self.names)}
+        for name in self.names:
+            if not isinstance(name, str) or not name:
+                raise TypeError(f"tasks: expected non-empty strings, got {name!r}")
+        if len(self._ids) != len(self.names):
+            raise ValueError(f"tasks: expected distinct names, got {list(self.names)}")
+
+    def id(self, name: str) -> int:
+        """Id of a task; KeyError that lists the known ones."""
+        try:
+            return self._ids[name]
+        except KeyError:
+            raise KeyError(f"task: expected one of {list(self.names)}, got {name!r}") from None
+
+    def ids(self, names: Sequence[str]) -> np.ndarray:
+        """[B] int64 ids of names."""
+        return np.array([self.id(name) for name in names], dtype=np.int64)
+
+    def check(self, task_ids: Any, n_examples: int) -> np.ndarray:
+        """``task_ids`` as [B] int64: a name or an id for all examples, or one per example. Never a silent default.
+
+        Raises ValueError without ids or with a wrong number of them, KeyError for an unknown name, IndexError for an id out of
+        range (negative ones included), TypeError for anything that is no integer.
+        """
+        if task_ids is None:
+            raise ValueError(f"task_ids: expected one of {list(self.names)} per example, got None")
+        if isinstance(task_ids, str):
+            task_ids = self.id(task_ids)
+        elif not isinstance(task_ids, np.ndarray) and np.ndim(task_ids) and any(isinstance(t, str) for t in task_ids):
+            task_ids = self.ids(task_ids)
+        ids = np.asarray(task_ids)
+        if ids.dtype.kind not in "iu":
+            raise TypeError(f"task_ids: expected integers or task names, got dtype {ids.dtype}")
+        if ids.ndim == 0:
+            ids = np.full(n_examples, ids)
+        if ids.shape != (n_examples,):
+            raise ValueError(f"task_ids: expected shape ({n_examples},), got {ids.shape}")
+        wrong = (ids < 0) | (ids >= len(self.names))
+        if wrong.any():
+            known = ", ".join(f"{i} = {name}" for i, name in enumerate(self.names))
+            raise IndexError(f"task_ids: expected ids of known tasks ({known}), got {int(ids[wrong][0])}")
+        return ids.astype(np.int64, copy=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._ids
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TaskRegistry) and self.names == other.names
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
+    def __repr__(self) -> str:
+        return f"TaskRegistry({list(self.names)})"
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Who is used, and how much: the one thing that routers give to mixing, reports, caches and exports.
+
+    ``axis`` says what a row is: a group of examples (``adapter_ids`` [B] says which group an example belongs to), an example,
+    or a token. ``weights``: [rows, Q, S] dense, or [rows, K] beside the ``ids`` [rows, K] of the experts that are used; None
+    with axis "group" means that group g is expert g itself. ``aux`` is the router's auxiliary loss.
+    """
+
+    axis: Literal["group", "example", "token"]
+    weights: np.ndarray | Node | None
+    ids: np.ndarray | None = None
+    adapter_ids: np.ndarray | None = None
+    aux: Node | None = None

@@ -1,0 +1,219 @@
+"""The module tree: named modules with Hugging Face's dotted names, parameters, and the flat buffer that holds them.
+
+Modules are written forward only, with the operations of :mod:`polymoe.tape`. A frozen weight is a plain array or a
+:class:`~polymoe.functional.PackedWeight`; only a :class:`Parameter` is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from polymoe import _core, tape
+from polymoe.batch import Batch
+from polymoe.functional import PackedWeight
+from polymoe.tape import Node
+
+
+class Parameter(Node):
+    """A trainable array. ``group`` ("router", "skills", "heads", "objective") selects its learning rate.
+
+    ``data`` and ``grad`` become views of the flat buffers once :class:`FlatParameters` has collected it; gradients are
+    added in place until :meth:`FlatParameters.zero_grad`.
+    """
+
+    __slots__ = ("group", "trainable")
+
+    def __init__(self, data: np.ndarray, group: str = "skills", trainable: bool = True) -> None:
+        super().__init__(data)
+        self.group = group
+        self.trainable = trainable
+
+    def accumulate(self, grad: np.ndarray) -> None:
+        """Add a gradient in place."""
+        if self.grad is None:
+            self.grad = np.array(grad)
+        else:
+            self.grad += grad
+
+
+class Module:
+    """A node of the module tree. Children are attributes that are modules, or lists or dicts of modules."""
+
+    training: bool = False
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """Direct children with their names; entries of lists and dicts as ``attribute.key``."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+            elif isinstance(value, list | tuple):
+                yield from ((f"{name}.{i}", v) for i, v in enumerate(value) if isinstance(v, Module))
+            elif isinstance(value, dict):
+                yield from ((f"{name}.{k}", v) for k, v in value.items() if isinstance(v, Module))
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, with dotted names, depth first."""
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        """All parameters below this module with dotted names."""
+        for path, module in self.named_modules(prefix):
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter):
+                    yield (f"{path}.{name}" if path else name), value
+
+    def get_submodule(self, name: str) -> Module:
+        """The module at a dotted name; KeyError when there is none."""
+        for path, module in self.named_modules():
+            if path == name:
+                return module
+        raise KeyError(f"module: expected the name of a module, got {name!r}")
+
+    def train(self, mode: bool = True) -> Module:
+        """Switch noise and dropout on (or off) here and below."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Switch noise and dropout off here and below."""
+        return self.train(False)
+
+    def extra_repr(self) -> str:
+        """What stands between the brackets of the repr."""
+        return ""
+
+    def __repr__(self) -> str:
+        children = [f"  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.named_children()]
+        head = f"{type(self).__name__}({self.extra_repr()}"
+        return head + ("\n" + "\n".join(children) + "\n)" if children else ")")
+
+
+class Linear(Module):
+    """y = x W^T + b with W frozen, plus the term of the active adapter.
+
+    ``weight`` [O, D] (an array, packed here, or a PackedWeight), ``bias`` [O] or None. ``adapters`` holds any number of adapters
+    by name and ``active`` names the one in use (None: the base alone); an adapter is a module that is called with
+    ``(x, weight, bias, batch)`` and returns y.
+    """
+
+    def __init__(self, weight: np.ndarray | PackedWeight, bias: np.ndarray | None = None) -> None:
+        self.weight = weight if isinstance(weight, PackedWeight) else PackedWeight(weight)
+        self.bias = bias
+        self.adapters: dict[str, Module] = {}
+        self.active: str | None = None
+
+    @property
+    def in_features(self) -> int:
+        """D."""
+        return int(self.weight.shape[1])
+
+    @property
+    def out_features(self) -> int:
+        """O."""
+        return int(self.weight.shape[0])
+
+    def __call__(self, x: np.ndarray | Node, batch: Batch) -> Any:
+        """y [N, O] of x [N, D]."""
+        if self.active is None:
+            return tape.linear(x, self.weight, self.bias)
+        return self.adapters[self.active](x, self.weight, self.bias, batch)  # type: ignore[operator]
+
+    def extra_repr(self) -> str:
+        """Sizes."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class LayerNorm(Module):
+    """LayerNorm(x + residual) over the last axis, frozen scale and shift."""
+
+    def __init__(self, weight: np.ndarray, bias: np.ndarray, eps: float) -> None:
+        self.weight, self.bias, self.eps = weight, bias, eps
+
+    def __call__(self, x: np.ndarray | Node, residual: np.ndarray | Node | None = None) -> Any:
+        """[N, D] -> [N, D]."""
+        return tape.layer_norm(x, self.weight, self.bias, self.eps, residual)
+
+    def extra_repr(self) -> str:
+        """Size."""
+        return f"{len(self.weight)}, eps={self.eps}"
+
+
+class Embedding(Module):
+    """Rows of a frozen table [V, D]."""
+
+    def __init__(self, weight: np.ndarray) -> None:
+        self.weight = weight
+
+    def __call__(self, ids: np.ndarray) -> Any:
+        """ids [N] -> [N, D]."""
+        return tape.embedding(ids, self.weight)
+
+    def extra_repr(self) -> str:
+        """Size."""
+        return f"{self.weight.shape[0]}, {self.weight.shape[1]}"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Where a parameter lies in the flat buffer: ``length`` floats from ``offset``."""
+
+    name: str
+    group: str
+    offset: int
+    length: int
+    shape: tuple[int, ...]
+    trainable: bool
+
+
+GROUPS = ("router", "skills", "heads", "objective")
+ALIGN = 16  # floats: every parameter starts on a cache line
+
+
+class FlatParameters:
+    """All parameters in one 64-byte aligned float32 buffer, ordered by group, then name; gradients in a second one alike.
+
+    The parameters' ``data`` and ``grad`` become views of the buffers. ``segments`` says where each one is: the optimiser, the
+    norm and checkpoints go by them. Gaps between segments are zero and stay so.
+    """
+
+    def __init__(self, parameters: Sequence[tuple[str, Parameter]]) -> None:
+        for name, p in parameters:
+            if p.data.dtype != np.float32:
+                raise TypeError(f"{name}: expected dtype float32, got {p.data.dtype}")
+            if p.group not in GROUPS:
+                raise ValueError(f"{name}: expected a group out of {GROUPS}, got {p.group!r}")
+        ordered = sorted(parameters, key=lambda item: (GROUPS.index(item[1].group), item[0]))
+        self.segments: list[Segment] = []
+        offset = 0
+        for name, p in ordered:
+            self.segments.append(Segment(name, p.group, offset, p.data.size, p.data.shape, p.trainable))
+            offset += -(-p.data.size // ALIGN) * ALIGN
+        self.data: np.ndarray = _core.empty(offset, np.dtype(np.float32))
+        self.grad: np.ndarray = _core.empty(offset, np.dtype(np.float32))
+        self.data[:] = 0
+        self.grad[:] = 0
+        self.parameters: dict[str, Parameter] = {}
+        for segment, (name, p) in zip(self.segments, ordered, strict=True):
+            view = self.view(self.data, segment)
+            view[...] = p.data
+            p.data = view
+            p.grad = self.view(self.grad, segment)
+            self.parameters[name] = p
+
+    def view(self, buffer: np.ndarray, segment: Segment) -> np.ndarray:
+        """The part of a flat buffer that belongs to a segment, in its shape."""
+        return buffer[segment.offset : segment.offset + segment.length].reshape(segment.shape)
+
+    def zero_grad(self) -> None:
+        """Set all gradients to zero."""
+        self.grad[:] = 0
+
+    def __len__(self) -> int:
+        return sum(s.length for s in self.segments)
