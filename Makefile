@@ -82,7 +82,7 @@ bench: $(VENV)/installed       ## time the operations
 	$(BIN)/python -m benchmarks $(ARGS)
 
 sz:                            ## lines of code, folder by folder
-	@for d in csrc csrc/* polymoe polymoe/*/ tests benchmarks examples; do \
+	@for d in csrc csrc/*/ polymoe polymoe/*/ $(wildcard tests benchmarks examples); do \
 	    n=$$(find $$d -maxdepth 1 -name '*.[ch]' -o -maxdepth 1 -name '*.py*' ! -name '*.pyc' | xargs -r cat | wc -l); \
 	    [ $$n = 0 ] || printf '%7d  %s\n' $$n $${d%/}; done
 

@@ -1,7 +1,10 @@
 """Build polymoe._core, the C extension. Everything else about the package is in pyproject.toml.
 
-Switches (environment): POLYMOE_NO_OPENMP=1 one thread, no OpenMP runtime; POLYMOE_WERROR=1 warnings are errors;
-POLYMOE_SANITIZE=address,undefined instrumented build; CC another compiler. Each combination keeps its own objects.
+Switches in the environment, each combination with objects of its own:
+    POLYMOE_NO_OPENMP=1                   one thread, no OpenMP runtime
+    POLYMOE_WERROR=1                      warnings are errors
+    POLYMOE_SANITIZE=address,undefined    instrumented
+    CC=clang-19                           another compiler
 """
 
 import os
@@ -13,7 +16,8 @@ from setuptools import Extension, setup
 no_openmp, werror, sanitize, cc = (
     os.environ.get(name, "") for name in ("POLYMOE_NO_OPENMP", "POLYMOE_WERROR", "POLYMOE_SANITIZE", "CC")
 )
-cflags = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra"]
+cflags = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden"]
+cflags += ["-Wall", "-Wextra"]
 openmp = ["-Wno-unknown-pragmas"] if no_openmp else ["-fopenmp"]
 ldflags = [] if no_openmp else openmp
 if werror:

@@ -1,4 +1,4 @@
-"""What is shipped: the source archive holds all that a C compiler needs, and what is installed from it is whole."""
+"""What is shipped: the source archive holds all that a C compiler needs, and installs completely."""
 
 import os
 import re
@@ -11,13 +11,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # The tools of the build run in a plain environment, whatever build of polymoe the tests are run on.
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "PYTHONPATH", "POLYMOE_SANITIZE")}
+ASIDE = ("LD_PRELOAD", "PYTHONPATH", "POLYMOE_SANITIZE")
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ASIDE}
 
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree")
 
 
 def run(*command, cwd, **env):
-    done = subprocess.run(command, cwd=cwd, env={**ENVIRONMENT, **env}, capture_output=True, text=True, timeout=600)
+    env = {**ENVIRONMENT, **env}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

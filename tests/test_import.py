@@ -22,9 +22,8 @@ y, _ = F.mix(weights, bank)
 
 def run_python(code, cwd, **env):
     """Run code in a process of its own that starts in an empty folder."""
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=120
-    )
+    command, env = [sys.executable, "-c", code], {**os.environ, **env}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
 
 
 def test_version_is_the_one_of_the_metadata():
@@ -49,8 +48,8 @@ def test_unknown_instruction_set_lists_the_known(tmp_path):
 
 
 def test_import_leaves_subnormal_numbers_alone(tmp_path):
-    code = PARALLEL_OP + "import sys; print(sys.float_info.min / 4 > 0, np.float32(1e-38) / np.float32(8) > 0)"
-    done = run_python(code, tmp_path)
+    check = "import sys; print(sys.float_info.min / 4 > 0, np.float32(1e-38) / np.float32(8) > 0)"
+    done = run_python(PARALLEL_OP + check, tmp_path)
     assert done.stdout.split() == ["True", "True"], done.stderr
 
 
