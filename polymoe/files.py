@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: write beside, fsync, rename. Adapters and checkpoints are saved so.
+"""Files that are there whole or not at all: write beside, fsync, rename. Adapters and checkpoints use it.
 
 with atomic_write(path) as file:            one file
     file.write(data)
@@ -67,10 +67,7 @@ def atomic_write(path: PathLike) -> Iterator[IO[bytes]]:
     then untouched.
     """
     path = Path(path)
-    beside = tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-    )
-    with beside as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             yield file
             _sync(file)
@@ -101,7 +98,7 @@ def write_files(folder: PathLike, files: Mapping[str, bytes]) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """JSON as PEFT writes it: two spaces, sorted keys. NaN and inf are a ValueError: other readers refuse them."""
+    """JSON as PEFT writes it: two spaces, sorted keys. NaN and inf are a ValueError (no JSON)."""
     return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
@@ -143,7 +140,7 @@ def parse_safetensors(data: bytes, name: PathLike) -> dict[str, np.ndarray]:
     ValueError that names the file when the content is broken or cut short.
     """
     try:
-        entries = safetensors.deserialize(data)
+        entries = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         message = f"{name}: expected a complete safetensors file, got {len(data)} bytes ({error})"
         raise ValueError(message) from None

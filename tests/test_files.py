@@ -28,7 +28,8 @@ def test_atomic_write_keeps_the_old_file_when_the_block_fails(tmp_path):
             file.write(b"half")
             raise RuntimeError
 
-    pytest.raises(RuntimeError, fail)
+    with pytest.raises(RuntimeError):
+        fail()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]
 
