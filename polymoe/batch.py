@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +19,9 @@ class Batch:
     ``cu_seqlens`` [B+1] int64: example b owns tokens ``cu_seqlens[b]:cu_seqlens[b+1]``. ``token_ids`` [N] int64, absent where a
     layer gets activations instead. ``task_ids`` [B] int64, needed by routers that go by task. ``example_ids`` [B] int64: position
     in the data set, which keys the randomness (the order in the batch when absent). ``targets``: whatever the objective compares
-    with. ``seed`` and ``step`` (micro-step) key the randomness of a training step.
+    with. ``seed`` and ``step`` (micro-step) key the randomness of a training step. ``adapters``: which adapter each module uses
+    (None: the base alone); they travel with the batch, so that a base is never changed, two adapted models can share one, and a
+    recomputed forward meets the same adapters.
     """
 
     cu_seqlens: np.ndarray
@@ -28,6 +31,7 @@ class Batch:
     targets: Any = None
     seed: int = 0
     step: int = 0
+    adapters: Mapping[Any, Any] | None = None
 
     @property
     def n_examples(self) -> int:
@@ -43,6 +47,14 @@ class Batch:
     def random_ids(self) -> np.ndarray:
         """[B] int64, what keys each example's randomness."""
         return np.arange(self.n_examples, dtype=np.int64) if self.example_ids is None else self.example_ids
+
+    @cached_property
+    def task_groups(self) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct tasks [G] of the batch in rising order, and which of them each example belongs to [B]."""
+        if self.task_ids is None:
+            raise ValueError("task_ids: expected one per example, got None")
+        tasks, adapter_ids = np.unique(self.task_ids, return_inverse=True)
+        return tasks, adapter_ids.astype(np.int64, copy=False)
 
 
 class TaskRegistry:

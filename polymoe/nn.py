@@ -96,18 +96,15 @@ class Module:
 
 
 class Linear(Module):
-    """y = x W^T + b with W frozen, plus the term of the active adapter.
+    """y = x W^T + b with W frozen, plus the term of the adapter that the batch brings for this module, if any.
 
-    ``weight`` [O, D] (an array, packed here, or a PackedWeight), ``bias`` [O] or None. ``adapters`` holds any number of adapters
-    by name and ``active`` names the one in use (None: the base alone); an adapter is a module that is called with
+    ``weight`` [O, D] (an array, packed here, or a PackedWeight), ``bias`` [O] or None. An adapter is called with
     ``(x, weight, bias, batch)`` and returns y.
     """
 
     def __init__(self, weight: np.ndarray | PackedWeight, bias: np.ndarray | None = None) -> None:
         self.weight = weight if isinstance(weight, PackedWeight) else PackedWeight(weight)
         self.bias = bias
-        self.adapters: dict[str, Module] = {}
-        self.active: str | None = None
 
     @property
     def in_features(self) -> int:
@@ -121,9 +118,10 @@ class Linear(Module):
 
     def __call__(self, x: np.ndarray | Node, batch: Batch) -> Any:
         """y [N, O] of x [N, D]."""
-        if self.active is None:
+        adapter = None if batch.adapters is None else batch.adapters.get(self)
+        if adapter is None:
             return tape.linear(x, self.weight, self.bias)
-        return self.adapters[self.active](x, self.weight, self.bias, batch)  # type: ignore[operator]
+        return adapter(x, self.weight, self.bias, batch)
 
     def extra_repr(self) -> str:
         """Sizes."""
