@@ -25,14 +25,33 @@
 #define PM_TARGET_END PM_PRAGMA(GCC pop_options)
 #endif
 #define PM_INLINE static inline __attribute__((always_inline))
+#define PM_UNROLL PM_PRAGMA(GCC unroll 16)    /* a tile's loops: their bounds are constants, their arrays registers */
 #define PM_ALIGN 64     /* bytes: a cache line, and the widest register */
 #define PM_CHUNK 128    /* tokens: sums over tokens are split here and nowhere else, whatever the number of threads */
+#define PM_STAGE 512    /* columns of a staged block of tokens: products are summed in blocks of at most so many */
+#define PM_STRIDE 528   /* its row stride: a constant, and no power of two, so rows do not share cache sets */
 
 /* Every kernel, one line each: K(name, (arguments)). The list makes the table below and, in kernels/all.h, fills it. */
 #define PM_KERNELS(K, real)                                                                                                \
+    K(gemm_pack, (ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last, const real *weight, int transpose, real scale, real *panels)) \
+    K(gemm, (ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, const real *panels, ptrdiff_t panel_stride, int accumulate, const real *bias, ptrdiff_t R, const real *h, ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy)) \
+    K(outer, (ptrdiff_t N, ptrdiff_t R, ptrdiff_t D, const real *h, ptrdiff_t ldh, const real *x, ptrdiff_t ldx, int accumulate, real *dP, ptrdiff_t ldp)) \
+    K(add_rows, (ptrdiff_t N, ptrdiff_t D, const real *x, ptrdiff_t ldx, real *out)) \
+    K(combine_fwd, (ptrdiff_t N, ptrdiff_t S, ptrdiff_t R, const real *weights, const real *h, ptrdiff_t ldh, real *u, ptrdiff_t ldu)) \
+    K(combine_bwd, (ptrdiff_t N, ptrdiff_t S, ptrdiff_t R, const real *weights, const real *h, ptrdiff_t ldh, real scale, real *du, ptrdiff_t ldu, real *dweights)) \
     K(mix_fwd, (ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, const real *weights, const real *bank, real scale, real *out)) \
-    K(mix_bwd_weights, (ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, const real *dout, const real *bank, real scale, real *dweights)) \
-    K(mix_bwd_bank, (ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, ptrdiff_t s, ptrdiff_t i, const real *dout, const real *weights, real scale, real *dbank))
+    K(mix_bwd_weights, (ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, const real *dout, const real *bank, real scale, int accumulate, real *dweights)) \
+    K(mix_bwd_bank, (ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, ptrdiff_t r, const real *dout, ptrdiff_t ldout, const real *weights, real scale, real *dbank)) \
+    K(gelu_fwd, (ptrdiff_t n, int tanh_form, const real *x, real *y))                                                       \
+    K(gelu_bwd, (ptrdiff_t n, int tanh_form, const real *x, const real *dy, real *dx))                                      \
+    K(add, (ptrdiff_t n, const real *a, const real *b, real *y))                                                            \
+    K(multiply, (ptrdiff_t n, const real *a, const real *b, real *y))                                                       \
+    K(scale, (ptrdiff_t n, const real *x, real scale, real *y))                                                             \
+    K(dot, (ptrdiff_t n, const real *a, const real *b, double *out))                                                        \
+    K(layer_norm_fwd, (ptrdiff_t N, ptrdiff_t D, const real *x, const real *residual, const real *weight, const real *bias, real eps, real *y, real *mean, real *rstd)) \
+    K(layer_norm_bwd, (ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x, const real *residual, const real *weight, const real *mean, const real *rstd, real *dx, real *dweight, real *dbias)) \
+    K(l2_normalize_fwd, (ptrdiff_t B, ptrdiff_t D, const real *x, real eps, real *y, real *norm))                           \
+    K(l2_normalize_bwd, (ptrdiff_t B, ptrdiff_t D, const real *dy, const real *y, const real *norm, real *dx))
 
 #define PM_MEMBER(name, args) void(*name) args;
 struct pm_kernels_f32 { PM_KERNELS(PM_MEMBER, float) };

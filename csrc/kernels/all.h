@@ -3,12 +3,21 @@
 #define vec FN(vec)
 #define LANES ((ptrdiff_t)(VBYTES / sizeof(real)))
 typedef real vec __attribute__((vector_size(VBYTES), aligned(sizeof(real)), may_alias));
+#include "gemm.h"
+#include "lowrank.h"
 #include "mix.h"
+#include "vmath.h"
+#include "activation.h"
+#include "elementwise.h"
+#include "norm.h"
 #define PM_ENTRY(name, args) .name = FN(name),
 static const struct PM_CAT(pm_kernels, DT) FN(kernels) = { PM_KERNELS(PM_ENTRY, real) };
 #undef PM_ENTRY
 #undef FN
 #undef vec
 #undef LANES
+#undef mask
+#undef PM_SINGLE
+#undef PANEL
 #undef real
 #undef DT

@@ -1,0 +1,81 @@
+/* vmath.h -- vector mathematics shared by kernels: selection, sums, partial loads, exp, the normal distribution.
+ * float32 has its own polynomials (scalar libm would dominate a training step); float64, built for references and gradient
+ * checks only, calls libm lane by lane. */
+#define PM_SINGLE_f32 1
+#define PM_SINGLE_f64 0
+#define PM_SINGLE PM_CAT(PM_SINGLE, DT)
+
+typedef __typeof__((vec){ 0 } < (vec){ 0 }) FN(mask);
+#define mask FN(mask)
+
+PM_INLINE vec FN(splat)(real x) { return x - (vec){ 0 }; }
+PM_INLINE vec FN(select)(mask m, vec yes, vec no) { return (vec)((m & (mask)yes) | (~m & (mask)no)); }
+/* A NaN in x stays: every comparison with it is false. */
+PM_INLINE vec FN(vmin)(vec x, vec limit) { return FN(select)(x > limit, limit, x); }
+PM_INLINE vec FN(vmax)(vec x, vec limit) { return FN(select)(x < limit, limit, x); }
+PM_INLINE vec FN(vabs)(vec x) { return FN(vmax)(x, -x); }
+
+PM_INLINE real FN(vsum)(vec x)
+{
+    real sum = 0;
+    for (ptrdiff_t l = 0; l < LANES; l++) sum += x[l];
+    return sum;
+}
+
+PM_INLINE real FN(vtop)(vec x)
+{
+    real top = x[0];
+    for (ptrdiff_t l = 1; l < LANES; l++) top = x[l] > top ? x[l] : top;
+    return top;
+}
+
+/* The first n < LANES elements; the other lanes are `fill`. */
+PM_INLINE vec FN(load_part)(const real *x, ptrdiff_t n, real fill)
+{
+    vec v = FN(splat)(fill);
+    memcpy(&v, x, (size_t)n * sizeof(real));
+    return v;
+}
+PM_INLINE void FN(store_part)(real *y, ptrdiff_t n, vec v) { memcpy(y, &v, (size_t)n * sizeof(real)); }
+
+#if PM_SINGLE
+/* exp(x) = 2^k exp(r), k = round(x / ln 2), |r| <= ln(2)/2; below -104 it is 0, above 88.8 infinite; NaN stays.
+ * Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. 2^k is applied in two halves, so that results near
+ * the ends of the range are right. Coefficients: our own minimax fit of (exp(r) - 1 - r) / r^2, relative error 4e-9. */
+PM_INLINE vec FN(vexp)(vec x)
+{
+    x = FN(vmax)(FN(vmin)(x, FN(splat)(89.0f)), FN(splat)(-110.0f));
+    const vec shifted = x * 1.44269504f + 12582912.0f, k = shifted - 12582912.0f;
+    const vec r = (x - k * 0.693359375f) - k * -2.12194440e-4f;
+    const vec p = ((((r * 1.38145401e-3f + 8.36874536e-3f) * r + 4.16683908e-2f) * r + 1.66665204e-1f) * r + 4.99999934e-1f) * (r * r) + r + 1.0f;
+    const mask n = (mask)shifted - 0x4b400000, half = n >> 1;
+    return p * (vec)((half + 127) << 23) * (vec)((n - half + 127) << 23);
+}
+#else
+PM_INLINE vec FN(vexp)(vec x)
+{
+    for (ptrdiff_t l = 0; l < LANES; l++) x[l] = exp(x[l]);
+    return x;
+}
+#endif
+
+/* Phi(-a) for a >= 0 (the upper tail of the normal distribution), given e = exp(-a^2 / 2), which the density needs too.
+ * float32: Phi(-a) / e is a polynomial in t = 1 / (1 + 0.23 a) (our own minimax fit, relative error 5e-8 up to a = 6). */
+PM_INLINE vec FN(normal_tail)(vec a, vec e)
+{
+#if PM_SINGLE
+    const vec t = 1.0f / (1.0f + 0.23f * a);
+    vec p = t * -7.59978051e-2f + 2.78013562e-1f;
+    p = p * t - 2.51505333e-1f;
+    p = p * t + 2.69617343e-1f;
+    p = p * t - 9.72929912e-3f;
+    p = p * t + 1.09019443e-1f;
+    p = p * t + 8.86388248e-2f;
+    p = p * t + 9.19432677e-2f;
+    return p * t * e;
+#else
+    (void)e;
+    for (ptrdiff_t l = 0; l < LANES; l++) a[l] = 0.5 * erfc(a[l] * 0.70710678118654752440);
+    return a;
+#endif
+}

@@ -1,0 +1,82 @@
+"""Normalisation of rows: layer_norm, l2_normalize."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from polymoe import _core
+from polymoe.functional._arrays import Array, like, like_or_none, real, wants
+
+
+class LayerNormSaved(NamedTuple):
+    """What :func:`layer_norm` keeps: its inputs, and two numbers for each row."""
+
+    x: Array
+    residual: Array | None
+    weight: Array
+    mean: Array
+    rstd: Array
+
+
+class LayerNormGrads(NamedTuple):
+    """Gradients of :func:`layer_norm`; ``dx`` and ``dresidual`` are one array."""
+
+    dx: Array
+    dweight: Array | None
+    dbias: Array | None
+    dresidual: Array | None
+
+
+def layer_norm(
+    x: Any, weight: Any, bias: Any, eps: float = 1e-12, residual: Any = None
+) -> tuple[Array, LayerNormSaved]:
+    """Rows of ``x + residual`` [N, D] with mean 0 and (biased) variance 1, times ``weight`` [D] plus ``bias`` [D].
+
+    Ba, Kiros and Hinton 2016, arXiv 1607.06450.
+    """
+    x = real(x)
+    residual, weight, bias = like_or_none(x, residual), like(x, weight), like(x, bias)
+    y, mean, rstd = _core.empty(x.shape, x.dtype), _core.empty(x.shape[:1], x.dtype), _core.empty(x.shape[:1], x.dtype)
+    _core.layer_norm_fwd(x, residual, weight, bias, eps, y, mean, rstd)
+    return y, LayerNormSaved(x, residual, weight, mean, rstd)
+
+
+def layer_norm_backward(saved: LayerNormSaved, dy: Any, needs: set[str] | None = None) -> LayerNormGrads:
+    """Gradients by the formulas in ``csrc/kernels/norm.h``; ``dweight`` and ``dbias`` only when needed."""
+    x, residual, weight, mean, rstd = saved
+    dy = like(x, dy)
+    dx = _core.empty(x.shape, x.dtype)
+    dweight = _core.empty(weight.shape, x.dtype) if wants(needs, "weight") else None
+    dbias = _core.empty(weight.shape, x.dtype) if wants(needs, "bias") else None
+    _core.layer_norm_bwd(dy, x, residual, weight, mean, rstd, dx, dweight, dbias)
+    return LayerNormGrads(dx, dweight, dbias, None if residual is None else dx)
+
+
+class L2NormalizeSaved(NamedTuple):
+    """What :func:`l2_normalize` keeps; ``norm`` [B] is negative where the length was below eps."""
+
+    y: Array
+    norm: Array
+
+
+class L2NormalizeGrads(NamedTuple):
+    """Gradient of :func:`l2_normalize`."""
+
+    dx: Array
+
+
+def l2_normalize(x: Any, eps: float = 1e-12) -> tuple[Array, L2NormalizeSaved]:
+    """Rows of ``x`` [B, D] divided by their Euclidean length, or by ``eps`` where that is larger."""
+    x = real(x)
+    y, norm = _core.empty(x.shape, x.dtype), _core.empty(x.shape[:1], x.dtype)
+    _core.l2_normalize_fwd(x, eps, y, norm)
+    return y, L2NormalizeSaved(y, norm)
+
+
+def l2_normalize_backward(saved: L2NormalizeSaved, dy: Any) -> L2NormalizeGrads:
+    """``dx = (dy - y <y, dy>) / length``."""
+    y, norm = saved
+    dy = like(y, dy)
+    dx = _core.empty(y.shape, y.dtype)
+    _core.l2_normalize_bwd(dy, y, norm, dx)
+    return L2NormalizeGrads(dx)
