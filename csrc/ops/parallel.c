@@ -14,15 +14,12 @@
 
 #define SERIAL_BELOW 2e6    /* work of about 10 us on one core; waking a team costs as much */
 
-static atomic_int threads;         /* 0: not decided yet */
-static atomic_int forked;          /* a forked child of a process that ran OpenMP must stay on one thread (gcc bug 60035) */
-static atomic_int ran_parallel;
-
 #if defined(_OPENMP)
-static void in_child(void)
-{
-    if (atomic_load(&ran_parallel)) atomic_store(&forked, 1);
-}
+static atomic_int threads;         /* 0: not decided yet */
+static atomic_int ran_parallel;
+static atomic_int forked;          /* a forked child of a process that ran OpenMP stays on one thread (gcc bug 60035) */
+
+static void in_child(void) { atomic_store(&forked, 1); }
 
 /* CPUs granted by the cgroup's quota, rounded up; a large number when there is none. */
 static int cgroup_cpus(void)
@@ -45,8 +42,6 @@ static int cgroup_cpus(void)
 
 static int default_threads(void)
 {
-    static atomic_int registered;
-    if (!atomic_exchange(&registered, 1)) pthread_atfork(NULL, NULL, in_child);
     int n = omp_get_max_threads();
     if (getenv("OMP_NUM_THREADS")) return n;    /* said by the user: it wins */
 #if defined(__linux__)
@@ -56,9 +51,6 @@ static int default_threads(void)
     const int quota = cgroup_cpus();
     return quota < n ? quota : n;
 }
-#else
-static int default_threads(void) { return 1; }
-#endif
 
 int pm_get_num_threads(void)
 {
@@ -73,6 +65,10 @@ int pm_get_num_threads(void)
 }
 
 void pm_set_num_threads(int n) { atomic_store(&threads, n); }
+#else
+int pm_get_num_threads(void) { return 1; }
+void pm_set_num_threads(int n) { (void)n; }
+#endif
 
 const char *pm_openmp(void)
 {
@@ -87,15 +83,17 @@ const char *pm_openmp(void)
 
 void pm_parallel(ptrdiff_t n_items, double work, pm_item fn, void *ctx)
 {
+#if defined(_OPENMP)
     int n = pm_get_num_threads();
     if (n > n_items) n = (int)n_items;
-    if (n <= 1 || work < SERIAL_BELOW) {
+    if (n > 1 && work >= SERIAL_BELOW) {
+        if (!atomic_exchange(&ran_parallel, 1)) pthread_atfork(NULL, NULL, in_child);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(n)
         for (ptrdiff_t i = 0; i < n_items; i++) fn(ctx, i);
         return;
     }
-#if defined(_OPENMP)
-    atomic_store(&ran_parallel, 1);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(n)
-    for (ptrdiff_t i = 0; i < n_items; i++) fn(ctx, i);
+#else
+    (void)work;
 #endif
+    for (ptrdiff_t i = 0; i < n_items; i++) fn(ctx, i);
 }
