@@ -1,0 +1,9 @@
+"""Frozen bases: one file per family, and how a name or a folder becomes one. Nothing here knows of adapters
+or trainers.
+"""
+
+from polymoe.models.bert import Bert
+from polymoe.models.bert_config import BertConfig
+from polymoe.models.loading import load_base
+
+__all__ = ["Bert", "BertConfig", "load_base"]
