@@ -84,3 +84,65 @@ def l2_normalize_backward(saved: Any, dy: Any) -> Grads:
     y = x / np.maximum(length, eps)
     along = np.where(length < eps, 0, (y * dy).sum(axis=1, keepdims=True))
     return {"dx": (dy - y * along) / np.maximum(length, eps)}
+
+
+def mix(weights: Any, bank: Any, scale: float = 1.0) -> Pair:
+    by_head = np.repeat(weights, bank.shape[2] // weights.shape[1], axis=1)  # [G, D, S]
+    return scale * np.einsum("gds,srd->grd", by_head, bank), (weights, bank, scale)
+
+
+def mix_backward(saved: Any, dy: Any) -> Grads:
+    weights, bank, scale = saved
+    by_head = (bank.shape[1], weights.shape[1], bank.shape[2] // weights.shape[1])  # r, Q, columns of a head
+    dy_q, bank_q = scale * dy.reshape(-1, *by_head), bank.reshape(-1, *by_head)
+    dbank = np.einsum("gqs,grqd->srqd", weights, dy_q).reshape(bank.shape)
+    return {"dweights": np.einsum("grqd,srqd->gqs", dy_q, bank_q), "dbank": dbank}
+
+
+def dense(x: Any, weight: Any, bias: Any = None) -> Pair:
+    return x @ weight.T + (0 if bias is None else bias), (x, weight, bias)
+
+
+def dense_backward(saved: Any, dy: Any) -> Grads:
+    x, weight, bias = saved
+    return {"dx": dy @ weight, "dweight": dy.T @ x, "dbias": None if bias is None else dy.sum(0)}
+
+
+def linear(
+    x: Any,
+    weight: Any,  # [O, D], or a PackedWeight
+    bias: Any = None,
+    lora_A: Any = None,
+    lora_B: Any = None,
+    weights: Any = None,
+    adapter_ids: Any = None,
+    cu_seqlens: Any = None,
+    scale: float = 1.0,
+    formulation: str = "auto",  # a matter of speed
+) -> Pair:
+    weight = weight.unpack() if hasattr(weight, "unpack") else weight
+    y, group = dense(x, weight, bias)[0], None
+    if lora_A is not None:
+        cu_seqlens = np.array([0, len(x)]) if cu_seqlens is None else cu_seqlens
+        adapter_ids = np.zeros(len(cu_seqlens) - 1, int) if adapter_ids is None else adapter_ids
+        group = np.repeat(adapter_ids, np.diff(cu_seqlens))  # [N]
+        A, B = (lora_A, lora_B) if weights is None else (mix(weights, lora_A)[0], mix(weights, lora_B)[0])
+        for g in np.unique(group):
+            y[group == g] += scale * (x[group == g] @ A[g].T) @ B[g]
+    return y, (x, weight, lora_A, lora_B, weights, group, scale)
+
+
+def linear_backward(saved: Any, dy: Any) -> Grads:
+    x, weight, lora_A, lora_B, weights, group, scale = saved
+    dx, dA, dB, dweights = dy @ weight, None, None, None
+    if lora_A is not None:
+        A, B = (lora_A, lora_B) if weights is None else (mix(weights, lora_A)[0], mix(weights, lora_B)[0])
+        dA, dB = np.zeros_like(A), np.zeros_like(B)
+        for g in np.unique(group):
+            xg, dyg = x[group == g], scale * dy[group == g]
+            dx[group == g] += dyg @ B[g].T @ A[g]
+            dA[g], dB[g] = B[g] @ dyg.T @ xg, A[g] @ xg.T @ dyg
+        if weights is not None:
+            from_A, from_B = mix_backward((weights, lora_A, 1), dA), mix_backward((weights, lora_B, 1), dB)
+            dA, dB, dweights = from_A["dbank"], from_B["dbank"], from_A["dweights"] + from_B["dweights"]
+    return {"dx": dx, "dlora_A": dA, "dlora_B": dB, "dweights": dweights}

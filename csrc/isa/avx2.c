@@ -1,6 +1,8 @@
 #include "../pm.h"
 #if defined(__x86_64__)
 #define VBYTES 32    /* register width, 16 registers */
+#define TILE_ROWS 6    /* of a product: 12 accumulators of 16 registers */
+#define TILE_VECS 2
 PM_TARGET_BEGIN("avx2,fma")
 #include "isa.h"
 PM_TARGET_END

@@ -1,6 +1,8 @@
 #include "../pm.h"
 #if defined(__x86_64__)
 #define VBYTES 64    /* register width, 32 registers */
+#define TILE_ROWS 12    /* of a product: 24 accumulators of 32 registers */
+#define TILE_VECS 2
 PM_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #include "isa.h"
 PM_TARGET_END

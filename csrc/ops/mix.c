@@ -27,13 +27,13 @@ void FN(pm_mix_fwd)(ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_
 static void FN(mix_bwd_weights_item)(void *ctx, ptrdiff_t g)
 {
     const struct FN(mix) *c = ctx;
-    K->mix_bwd_weights(c->Q, c->S, c->R, c->D, c->dout + g * c->R * c->D, c->bank, c->scale, c->dweights + g * c->Q * c->S);
+    K->mix_bwd_weights(c->Q, c->S, c->R, c->D, c->dout + g * c->R * c->D, c->bank, c->scale, 0, c->dweights + g * c->Q * c->S);
 }
 
-static void FN(mix_bwd_bank_item)(void *ctx, ptrdiff_t item)
+static void FN(mix_bwd_bank_item)(void *ctx, ptrdiff_t r)
 {
     const struct FN(mix) *c = ctx;
-    K->mix_bwd_bank(c->G, c->Q, c->S, c->R, c->D, item / c->R, item % c->R, c->dout, c->weights, c->scale, c->dbank);
+    K->mix_bwd_bank(c->G, c->Q, c->S, c->R, c->D, r, c->dout, c->R * c->D, c->weights, c->scale, c->dbank);
 }
 
 void FN(pm_mix_bwd)(ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, const real *dout, const real *weights,
@@ -42,6 +42,6 @@ void FN(pm_mix_bwd)(ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_
     struct FN(mix) c = { .G = G, .Q = Q, .S = S, .R = R, .D = D, .weights = weights, .bank = bank, .dout = dout, .scale = scale,
                          .dweights = dweights, .dbank = dbank };
     pm_parallel(G, 2.0 * G * S * R * D, FN(mix_bwd_weights_item), &c);
-    pm_parallel(S * R, 2.0 * G * S * R * D, FN(mix_bwd_bank_item), &c);
+    pm_parallel(R, 2.0 * G * S * R * D, FN(mix_bwd_bank_item), &c);
 }
 #endif

@@ -44,18 +44,9 @@ int pm_nargs(Py_ssize_t got, Py_ssize_t expected, const char *name);    /* -1 wi
         failed = (type) == NPY_FLOAT32 ? op##_f32(__VA_ARGS__) : op##_f64(__VA_ARGS__);                                   \
         Py_END_ALLOW_THREADS                                                                                              \
     } while (0)
-/* The same for an operation that returns -1 when memory is out: then MemoryError is set. */
-#define PM_TRY(type, op, ...)                                                                                             \
-    do {                                                                                                                  \
-        int failed;                                                                                                       \
-        Py_BEGIN_ALLOW_THREADS                                                                                            \
-        if ((type) == NPY_FLOAT32) failed = op##_f32(__VA_ARGS__);                                                        \
-        else failed = op##_f64(__VA_ARGS__);                                                                              \
-        Py_END_ALLOW_THREADS                                                                                              \
-        if (failed) PyErr_NoMemory();                                                                                     \
-    } while (0)
 #define PM_METHOD(name, doc) { #name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, doc }
 
 /* One table of methods per file of bindings; core.c adds them all to the module. */
-extern PyMethodDef pm_methods_elementwise[], pm_methods_norm[], pm_methods_mix[], pm_methods_runtime[];
+extern PyMethodDef pm_methods_dense[], pm_methods_linear[], pm_methods_elementwise[], pm_methods_norm[], pm_methods_gather[], pm_methods_loss[], pm_methods_route[], pm_methods_adam[], pm_methods_random[], pm_methods_mix[];
+extern PyMethodDef pm_methods_runtime[];
 #endif

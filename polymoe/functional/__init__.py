@@ -5,6 +5,7 @@ gradients are ``d`` + the argument's name, None where there is no gradient; ``ne
 :mod:`polymoe.reference` says what every operation computes; :mod:`polymoe.tape` records them.
 """
 
+from polymoe.functional.dense import dense, dense_backward
 from polymoe.functional.elementwise import (
     add,
     add_backward,
@@ -15,11 +16,16 @@ from polymoe.functional.elementwise import (
     scale_by,
     scale_by_backward,
 )
+from polymoe.functional.linear import PackedWeight, linear, linear_backward
+from polymoe.functional.mix import mix, mix_backward
 from polymoe.functional.norm import l2_normalize, l2_normalize_backward, layer_norm, layer_norm_backward
 
 __all__ = [
+    "PackedWeight",
     "add",
     "add_backward",
+    "dense",
+    "dense_backward",
     "dropout",
     "dropout_backward",
     "gelu",
@@ -28,6 +34,10 @@ __all__ = [
     "l2_normalize_backward",
     "layer_norm",
     "layer_norm_backward",
+    "linear",
+    "linear_backward",
+    "mix",
+    "mix_backward",
     "scale_by",
     "scale_by_backward",
 ]

@@ -1,0 +1,60 @@
+/* dense.c -- a product with a trainable weight: packed for each call. Gradients of the weight are shared out by blocks of it; each
+ * block sums all tokens itself, chunk after chunk. */
+#ifndef DT
+#define PM_SELF "../ops/dense.c"
+#include "dtypes.h"
+#else
+
+#define BLOCK_O 64
+#define BLOCK_D 512
+
+struct FN(dense) {
+    ptrdiff_t N, D, O;
+    const real *x, *weight, *dy;
+    int transpose;
+    real *panels, *dweight, *dbias;
+};
+
+static void FN(dense_pack_item)(void *ctx, ptrdiff_t panel)
+{
+    const struct FN(dense) *c = ctx;
+    K->gemm_pack(c->O, c->D, panel, panel + 1, c->weight, c->transpose, 1, c->panels);
+}
+
+/* weight [O,D] as panels; with transpose it is stored as [D,O]. */
+void FN(pm_pack)(ptrdiff_t O, ptrdiff_t D, const real *weight, int transpose, real *panels)
+{
+    struct FN(dense) c = { .O = O, .D = D, .weight = weight, .transpose = transpose, .panels = panels };
+    const ptrdiff_t panel = PM_ALIGN / sizeof(real);
+    pm_parallel((O + panel - 1) / panel, 4.0 * O * D, FN(dense_pack_item), &c);
+}
+
+static void FN(dense_bwd_weight_item)(void *ctx, ptrdiff_t item)
+{
+    const struct FN(dense) *c = ctx;
+    const ptrdiff_t N = c->N, D = c->D, O = c->O, blocks = (D + BLOCK_D - 1) / BLOCK_D;
+    const ptrdiff_t o = item / blocks * BLOCK_O, d = item % blocks * BLOCK_D;
+    const ptrdiff_t height = O - o < BLOCK_O ? O - o : BLOCK_O, width = D - d < BLOCK_D ? D - d : BLOCK_D;
+    ptrdiff_t n = 0;
+    do {    /* once when there are no tokens: then the gradient is 0 */
+        const ptrdiff_t rows = N - n < PM_CHUNK ? N - n : PM_CHUNK;
+        if (c->dweight) K->outer(rows, height, width, c->dy + n * O + o, O, c->x + n * D + d, D, n > 0, c->dweight + o * D + d, D);
+        n += PM_CHUNK;
+    } while (n < N);
+    if (c->dbias && d == 0) {
+        memset(c->dbias + o, 0, sizeof(real) * height);
+        K->add_rows(N, height, c->dy + o, O, c->dbias + o);
+    }
+}
+
+/* dweight, dbias may be NULL; x may be when dweight is. */
+void FN(pm_dense_bwd_weight)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *x, real *dweight, real *dbias)
+{
+    struct FN(dense) c = { .N = N, .D = D, .O = O, .x = x, .dy = dy, .dweight = dweight, .dbias = dbias };
+    const ptrdiff_t items = (O + BLOCK_O - 1) / BLOCK_O * ((D + BLOCK_D - 1) / BLOCK_D);
+    pm_parallel(items, 2.0 * N * D * O, FN(dense_bwd_weight_item), &c);
+}
+
+#undef BLOCK_O
+#undef BLOCK_D
+#endif

@@ -1,0 +1,24 @@
+/* segments.h -- the packed axis, cut every PM_CHUNK tokens (where sums are split) and wherever the group changes. */
+#ifndef PM_SEGMENTS_H
+#define PM_SEGMENTS_H
+#include "ops.h"
+
+struct pm_segment {
+    ptrdiff_t start, end;    /* tokens, all of one chunk and one group */
+    ptrdiff_t group, slot;   /* slot: where this chunk sums the gradient of this group */
+    int opens;               /* the first segment that writes to its slot */
+};
+struct pm_segments {
+    ptrdiff_t n_chunks, n_slots;
+    ptrdiff_t *first;         /* [n_chunks+1] first segment of a chunk */
+    ptrdiff_t *next;          /* [n_slots] next slot of the same group in order of tokens, -1 at the end. Group g starts at slot
+                                 g; next[g] is PM_UNUSED when it has no tokens */
+    struct pm_segment *at;
+};
+#define PM_UNUSED (-2)
+
+/* cu_seqlens NULL: one example; adapter_ids NULL: group 0 for all. -1 when memory is out. */
+int pm_segments_make(struct pm_segments *s, ptrdiff_t N, ptrdiff_t B, ptrdiff_t G, const int64_t *cu_seqlens,
+                     const int64_t *adapter_ids);
+void pm_segments_free(struct pm_segments *s);
+#endif

@@ -1,0 +1,38 @@
+/* dense.c -- bindings of ops/dense.c. */
+#include "python.h"
+#define DECLARE(real, DT)                                                                                                  \
+    void pm_pack_##DT(ptrdiff_t O, ptrdiff_t D, const real *weight, int transpose, real *panels);                          \
+    void pm_dense_bwd_weight_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *x, real *dweight, real *dbias);
+DECLARE(float, f32)
+DECLARE(double, f64)
+
+static PyObject *py_pack(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (pm_nargs(nargs, 3, "pack")) return NULL;
+    ptrdiff_t O = -1, D = -1;
+    const int type = pm_real(args[0], "weight"), transpose = pm_int(args[1], "transpose") != 0;
+    const void *weight = transpose ? pm_in(args[0], "weight", type, 2, &D, &O) : pm_in(args[0], "weight", type, 2, &O, &D);
+    ptrdiff_t P = PM_ALIGN / (type == NPY_FLOAT32 ? sizeof(float) : sizeof(double)), n_panels = (O + P - 1) / P;
+    void *panels = pm_out(args[2], "panels", type, 3, &n_panels, &D, &P);
+    if (PyErr_Occurred()) return NULL;
+    PM_CALL(type, pm_pack, O, D, weight, transpose, panels);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_dense_bwd_weight(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (pm_nargs(nargs, 4, "dense_bwd_weight")) return NULL;
+    ptrdiff_t N = -1, D = -1, O = -1;
+    const int type = pm_real(args[0], "dy");
+    const void *dy = pm_in(args[0], "dy", type, 2, &N, &O), *x = pm_in(args[1], "x", type, 2, &N, &D);
+    void *dweight = pm_out_or_none(args[2], "dweight", type, 2, &O, &D), *dbias = pm_out_or_none(args[3], "dbias", type, 1, &O);
+    if (PyErr_Occurred()) return NULL;
+    PM_CALL(type, pm_dense_bwd_weight, N, D, O, dy, x, dweight, dbias);
+    Py_RETURN_NONE;
+}
+
+PyMethodDef pm_methods_dense[] = {
+    PM_METHOD(pack, "pack(weight, transpose, panels)\n--\n\nPanels of weight [O,D], or of the transpose of weight [D,O]."),
+    PM_METHOD(dense_bwd_weight, "dense_bwd_weight(dy, x, dweight, dbias)\n--\n\ndweight = dy^T x, dbias = the sum of dy over tokens."),
+    { NULL, NULL, 0, NULL },
+};

@@ -1,0 +1,181 @@
+"""The adapted linear layer: a frozen, packed weight and a grouped low-rank term in one pass over the tokens."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from polymoe import _core
+from polymoe.functional._arrays import Array, index, like, like_or_none, real, wants
+
+Formulation = Literal["auto", "mix", "concat"]
+
+CONCAT_BELOW = 5
+"""Tokens per group under which ``auto`` puts the skills side by side; mixing them costs more than it saves there."""
+
+PANEL_BYTES = 64
+
+
+def pack(weight: Array, transpose: bool = False) -> Array:
+    """Panels [ceil(O/w), D, w] of ``weight`` [O, D] (with ``transpose`` of weight [D, O]), w columns being 64 bytes."""
+    n_out, n_in = weight.shape[::-1] if transpose else weight.shape
+    width = PANEL_BYTES // weight.itemsize
+    panels = _core.empty((-(-n_out // width), n_in, width), weight.dtype)
+    _core.pack(weight, transpose, panels)
+    return panels
+
+
+class PackedWeight:
+    """A frozen weight [O, D] in the layout that the products read.
+
+    The layout is the same for every instruction set. The transpose, which only gradients of the input need, is packed when it is first
+    asked for. Safe to share between threads.
+
+    Args:
+        weight: [O, D], float32 or float64, copied. Both extents at least 1.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: not two-dimensional, or empty.
+    """
+
+    def __init__(self, weight: Any) -> None:
+        weight = real(weight)
+        if weight.dtype not in (np.float32, np.float64):
+            raise TypeError(f"weight: expected dtype float32 or float64, got {weight.dtype}")
+        if weight.ndim != 2 or weight.size == 0:
+            raise ValueError(f"weight: expected shape (O, D) with both at least 1, got {weight.shape}")
+        self.shape: tuple[int, int] = weight.shape
+        self.dtype: np.dtype[Any] = weight.dtype
+        self.panels: Array = pack(weight)
+        self._transposed: Array | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held now: the panels, and those of the transpose once it was needed."""
+        return self.panels.nbytes + (0 if self._transposed is None else self._transposed.nbytes)
+
+    @property
+    def transposed(self) -> Array:
+        """Panels of the transpose [D, O]."""
+        with self._lock:
+            if self._transposed is None:
+                self._transposed = pack(self.unpack(), transpose=True)
+            return self._transposed
+
+    def unpack(self) -> Array:
+        """A copy of the weight [O, D], bit for bit."""
+        n_out, n_in = self.shape
+        return np.ascontiguousarray(self.panels.transpose(0, 2, 1).reshape(-1, n_in)[:n_out])
+
+    def __repr__(self) -> str:
+        return f"PackedWeight(shape={self.shape}, dtype={self.dtype})"
+
+
+class LinearSaved(NamedTuple):
+    """What :func:`linear` keeps: its inputs (not copied) and ``h`` = scale * x A^T [N, r] ([N, S*r] in the concat form)."""
+
+    x: Array
+    weight: PackedWeight
+    lora_A: Array | None
+    lora_B: Array | None
+    weights: Array | None
+    adapter_ids: Array | None
+    cu_seqlens: Array | None
+    scale: float
+    concat: bool
+    h: Array | None
+
+
+class LinearGrads(NamedTuple):
+    """Gradients of :func:`linear`; None where there is none. The weight and the bias are frozen."""
+
+    dx: Array | None
+    dlora_A: Array | None
+    dlora_B: Array | None
+    dweights: Array | None
+
+
+def linear(
+    x: Any,
+    weight: PackedWeight,
+    bias: Any = None,
+    lora_A: Any = None,
+    lora_B: Any = None,
+    weights: Any = None,
+    adapter_ids: Any = None,
+    cu_seqlens: Any = None,
+    scale: float = 1.0,
+    formulation: Formulation = "auto",
+) -> tuple[Array, LinearSaved]:
+    """``y = x W^T + bias + scale * (x A_g^T) B_g``, the pair of group g being mixed head by head from a bank of skills.
+
+    Low-rank adaptation is Hu et al. 2021 (arXiv 2106.09685); mixing by task, Ponti et al. 2022 (arXiv 2202.13914); by head,
+    Caccia et al. 2022 (arXiv 2211.03831).
+
+    Args:
+        x: [N, D], the tokens of all examples one after another.
+        weight: frozen [O, D].
+        bias: [O], frozen.
+        lora_A, lora_B: [S, r, D] and [S, r, O], given together.
+        weights: [G, Q, S]: ``A_g = sum_s weights[g, q, s] lora_A[s]`` in the q-th of Q blocks of columns, B_g likewise. None: the
+            pair of group g is lora_A[g], lora_B[g].
+        adapter_ids: [B], the group of every example. None: group 0 for all.
+        cu_seqlens: [B + 1], where every example starts, and N. None: one example.
+        scale: of the low-rank term.
+        formulation: "mix" makes one pair per group; "concat" puts all skills side by side and weights them in the rank space (one
+            head only), which is faster for few tokens per group; "auto" chooses by their number. Each gives the same bits whatever
+            else is in the batch; "auto" may not.
+
+    Returns:
+        y [N, O] and what :func:`linear_backward` needs.
+
+    Raises:
+        TypeError: an array of another dtype than x.
+        ValueError: shapes that do not fit, offsets that are none, heads that do not divide D and O, "concat" with several heads.
+        IndexError: an adapter id without a group.
+    """
+    x = real(x)
+    if not isinstance(weight, PackedWeight):
+        raise TypeError(f"weight: expected a PackedWeight, got {type(weight).__name__}")
+    if formulation not in ("auto", "mix", "concat"):
+        raise ValueError(f"formulation: expected 'auto', 'mix' or 'concat', got {formulation!r}")
+    bias, lora_A, lora_B, weights = (like_or_none(x, a) for a in (bias, lora_A, lora_B, weights))
+    adapter_ids = None if adapter_ids is None else index(adapter_ids, "adapter_ids")
+    cu_seqlens = None if cu_seqlens is None else index(cu_seqlens, "cu_seqlens")
+    concat = formulation == "concat"
+    if formulation == "auto" and weights is not None and weights.ndim == 3 and weights.shape[1] == 1:
+        concat = len(x) < CONCAT_BELOW * len(weights)
+    h = None
+    if lora_A is not None and lora_A.ndim == 3 and x.ndim == 2:
+        h = _core.empty((len(x), lora_A.shape[1] * (lora_A.shape[0] if concat else 1)), x.dtype)
+    y = _core.empty((*x.shape[:1], weight.shape[0]), x.dtype)
+    _core.linear_fwd(
+        x, weight.panels, bias, lora_A, lora_B, weights, adapter_ids, cu_seqlens, scale, concat, y, h
+    )
+    return y, LinearSaved(x, weight, lora_A, lora_B, weights, adapter_ids, cu_seqlens, scale, concat, h)
+
+
+def linear_backward(saved: LinearSaved, dy: Any, needs: set[str] | None = None) -> LinearGrads:
+    """Gradients of :func:`linear` for ``dy`` [N, O]; only those of the arguments named in ``needs``.
+
+    With ``g = scale * dy B_g^T``: ``dx = dy W + g A_g``, ``dA_g = g^T x``, ``dB_g = h^T dy``, and from them those of the bank and
+    ``dweights[g, q, s] = <dA_g[q], lora_A[s, q]> + <dB_g[q], lora_B[s, q]>``. The mixed pairs are computed again.
+    """
+    x, weight, lora_A, lora_B, weights, adapter_ids, cu_seqlens, scale, concat, h = saved
+    dy = like(x, dy)
+
+    def empty(name: str, a: Array | None) -> Array | None:
+        return _core.empty(a.shape, a.dtype) if a is not None and wants(needs, name) else None
+
+    grads = LinearGrads(
+        empty("x", x), empty("lora_A", lora_A), empty("lora_B", lora_B), empty("weights", weights)
+    )
+    panels = None if grads.dx is None else weight.transposed
+    _core.linear_bwd(
+        dy, panels, x, h, lora_A, lora_B, weights, adapter_ids, cu_seqlens, scale, concat, *grads
+    )
+    return grads
