@@ -1,5 +1,6 @@
 """The BERT network: against a padded NumPy BERT in float64, its gradient, and what encode promises."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from tiny_bert import CONFIG, tiny_config, tiny_state, write_bert
 from polymoe import tape
 from polymoe.batch import Batch
 from polymoe.models import Bert, BertConfig, load_base
-from polymoe.nn import Module, Parameter
+from polymoe.nn import Parameter
 
 LENGTHS = [5, 1, 12, 32, 2]
 erf = np.vectorize(math.erf)
@@ -85,33 +86,25 @@ def test_module_names_are_those_of_hugging_face():
     assert weights <= names
 
 
-class Scale(Module):
-    """The least adapter: y = (x * m) W^T + b, m trainable [N, D]."""
-
-    def __init__(self, m):
-        self.m = Parameter(m)
-
-    def __call__(self, x, weight, bias, batch):
-        return tape.linear(tape.add(x, self.m), weight, bias)
-
-
 def test_gradient_through_the_whole_model_matches_differences():
     base, batch = make_bert(np.float64), make_batch([4, 7])
     rng = np.random.default_rng(2)
     query = base.get_submodule("encoder.layer.0.attention.self.query")
-    adapter = Scale(rng.normal(size=(batch.n_tokens, base.hidden_size)) * 0.1)
-    query.adapters["default"], query.active = adapter, "default"
-    dy, v = rng.normal(size=(2, base.hidden_size)), rng.normal(size=adapter.m.shape)
+    shift, v = rng.normal(
+        size=(2, batch.n_tokens, base.hidden_size)
+    )  # the least adapter: a shift of its input
+    dy = rng.normal(size=(2, base.hidden_size))
 
-    def loss(step):
-        query.adapters["default"] = Scale(adapter.m.data + step * v)
-        return np.sum(base.embed(batch) * dy)
+    def embed(m):
+        adapter = lambda x, weight, bias, batch: tape.linear(tape.add(x, m), weight, bias)
+        return base.embed(dataclasses.replace(batch, adapters={query: adapter}))
 
+    parameter = Parameter(shift)
     with tape.Tape() as t:
-        y = base.embed(batch)
+        y = embed(parameter)
     t.backward(y, dy)
-    expected = (loss(1e-5) - loss(-1e-5)) / 2e-5
-    np.testing.assert_allclose(np.sum(adapter.m.grad * v), expected, rtol=1e-7)
+    expected = np.sum((embed(shift + 1e-5 * v) - embed(shift - 1e-5 * v)) * dy) / 2e-5
+    np.testing.assert_allclose(np.sum(parameter.grad * v), expected, rtol=1e-7)
 
 
 def test_a_text_does_not_see_its_neighbours():
@@ -180,6 +173,12 @@ def test_encode_takes_nothing_and_empty_texts(tmp_path):
     empty = base.tokenizer.encode([""])
     assert empty.ids.tolist() == [2, 3]
     np.testing.assert_array_equal(base.encode([""]), base.embed(Batch(empty.cu_seqlens, empty.ids)))
+
+
+def test_encode_says_which_texts_are_in_a_batch(tmp_path):
+    base = load_base(write_bert(tmp_path))
+    numbered = base.encode(TEXTS, 7, lambda batch: np.repeat(batch.example_ids[:, None], 24, axis=1))
+    np.testing.assert_array_equal(numbered[:, 0], np.arange(5))
 
 
 def test_encode_refuses_what_is_no_text(tmp_path):

@@ -13,7 +13,7 @@ Reimers and Gurevych 2019 (pooling).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -247,22 +247,27 @@ class Bert(Module):
         """``pool(base(batch), batch)``, [B, D]."""
         return self.pool(self(batch), batch)
 
-    def encode(self, texts: Sequence[str], batch_tokens: int = 8192) -> np.ndarray:
-        """One vector per text, [B, D], in the order given; texts of similar length run together,
-        ``batch_tokens`` at a time.
+    def encode(
+        self,
+        texts: Sequence[str],
+        batch_tokens: int = 8192,
+        embed: Callable[[Batch], Any] | None = None,
+    ) -> np.ndarray:
+        """One vector per text, [B, D], in the order given; texts of similar length run together.
 
-        Raises TypeError for anything but strings, ValueError when the model has no tokenizer.
+        ``batch_tokens``: tokens per batch. ``embed``: what makes vectors of a batch, :meth:`embed` when None;
+        the ``example_ids`` of the batch say which texts are in it. Raises TypeError for anything but strings,
+        ValueError when the model has no tokenizer.
         """
         if self.tokenizer is None:
             raise ValueError("tokenizer: expected one to encode texts, got None")
-        tokens = self.tokenizer.encode(texts)
-        embeddings = np.empty((len(tokens), self.hidden_size), self.dtype)
-        for indices in cut_batches(
-            np.argsort(tokens.lengths, kind="stable"), tokens.lengths, max_tokens=batch_tokens
-        ):
+        tokens, embed = self.tokenizer.encode(texts), embed or self.embed
+        lengths = tokens.lengths
+        vectors = np.empty((len(tokens), self.hidden_size), self.dtype)
+        for indices in cut_batches(np.argsort(lengths, kind="stable"), lengths, max_tokens=batch_tokens):
             token_ids, cu_seqlens = tokens.take(indices)
-            embeddings[indices] = tape.data_of(self.embed(Batch(cu_seqlens, token_ids)))
-        return embeddings
+            vectors[indices] = tape.data_of(embed(Batch(cu_seqlens, token_ids, example_ids=indices)))
+        return vectors
 
     @cached_property
     def fingerprint(self) -> str:
