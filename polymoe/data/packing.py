@@ -29,7 +29,7 @@ def pack(
     (seed, epoch) and the pool.
     """
     order, lengths = integers("order", order), integers("lengths", lengths)
-    _check_budget(max_tokens, batch_size)
+    _check_budget(max_tokens, batch_size, pool)
     # An example takes 1 / batch_size or length / max_tokens of a batch, whichever is more. In whole numbers:
     examples, tokens = batch_size or 1, max_tokens or 1
     share = np.maximum(lengths[order] * (examples if max_tokens else 0), tokens if batch_size else 0)
@@ -65,9 +65,9 @@ def cut_batches(
     return batches
 
 
-def _check_budget(max_tokens: int | None, batch_size: int | None) -> None:
+def _check_budget(max_tokens: int | None, batch_size: int | None, pool: int = POOL) -> None:
     if max_tokens is None and batch_size is None:
         raise ValueError("max_tokens, batch_size: expected at least one of them, got None for both")
-    for name, value in (("max_tokens", max_tokens), ("batch_size", batch_size)):
+    for name, value in (("max_tokens", max_tokens), ("batch_size", batch_size), ("pool", pool)):
         if value is not None and index(value) < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")

@@ -73,8 +73,11 @@ class Tokenizer:
         if not content.size:
             raise ValueError("tokenizer: expected one that turns the text 'a' into tokens")
         self.before, self.after = ids[: content[0]], ids[content[-1] + 1 :]
-        if max_length <= len(self.before) + len(self.after):
-            raise ValueError(f"max_length: expected more than the special tokens, got {max_length}")
+        n_special = len(self.before) + len(self.after)
+        if max_length <= n_special:
+            raise ValueError(
+                f"max_length: expected more than the {n_special} special tokens, got {max_length}"
+            )
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str], max_length: int, prefix: str = "") -> Tokenizer:
