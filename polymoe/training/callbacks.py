@@ -1,0 +1,114 @@
+"""Who is told what happens in a run: a protocol of five calls, the metrics file and the progress display."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tqdm.auto import tqdm
+
+from polymoe.training.metrics import Evaluation
+
+if TYPE_CHECKING:
+    from polymoe.training.trainer import Trainer
+
+
+class Callback:
+    """Override what you need. Nothing that a callback returns is used; what it raises stops the run."""
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """The first (or, when resumed, the next) step is about to run."""
+
+    def on_step_end(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+        """An optimiser step is done; ``record`` is its line of ``metrics.jsonl``."""
+
+    def on_evaluate(self, trainer: Trainer, split: str, evaluation: Evaluation) -> None:
+        """The "valid" or "test" split has been evaluated."""
+
+    def on_save(self, trainer: Trainer, folder: Path) -> None:
+        """A checkpoint is complete in ``folder``."""
+
+    def on_train_end(self, trainer: Trainer, summary: Mapping[str, Any]) -> None:
+        """The run is finished and its summary written."""
+
+    def close(self) -> None:
+        """The run is over, by its end or by an error: let go of files and displays."""
+
+
+class MetricsFile(Callback):
+    """Appends to ``metrics.jsonl`` a line for each logged step and each evaluation."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_step_end(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+        """A line of every ``logging_steps``-th step."""
+        if record["step"] % trainer.config.logging_steps == 0:
+            self._append(record)
+
+    def on_evaluate(self, trainer: Trainer, split: str, evaluation: Evaluation) -> None:
+        """A line with the evaluation."""
+        self._append({"step": trainer.step, "epoch": trainer.epoch, "split": split, "evaluation": evaluation})
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+class Progress(Callback):
+    """A bar in a terminal or a notebook, plain lines elsewhere (at most one in ``seconds``)."""
+
+    def __init__(self, kind: Literal["auto", "bar", "lines"] = "auto", seconds: float = 5.0) -> None:
+        if kind not in ("auto", "bar", "lines"):
+            raise ValueError(f"progress: expected auto, bar or lines, got {kind!r}")
+        self.bars = kind == "bar" or (kind == "auto" and (sys.stderr.isatty() or "ipykernel" in sys.modules))
+        self.seconds = seconds
+        self.bar: Any = None
+        self.last = 0.0
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Open the bar."""
+        if self.bars:
+            self.bar = tqdm(
+                total=trainer.total_steps,
+                initial=trainer.step,
+                desc="training",
+                unit="step",
+                dynamic_ncols=True,
+            )
+        else:
+            self._say(f"training: {trainer.total_steps} steps, {trainer.n_trainable:,} trainable parameters")
+
+    def on_step_end(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+        """Move it."""
+        if self.bar is not None:
+            self.bar.update(record["step"] - self.bar.n)
+            self.bar.set_postfix(epoch=record["epoch"], loss=f"{record['loss']:.4f}", refresh=False)
+        elif time.monotonic() - self.last >= self.seconds or record["step"] == trainer.total_steps:
+            self._say(
+                f"step {record['step']}/{trainer.total_steps}  epoch {record['epoch']:.2f}  "
+                f"loss {record['loss']:.4f}  "
+                f"{record['tokens'] / max(record['seconds'], 1e-9):,.0f} tokens/s"
+            )
+
+    def on_evaluate(self, trainer: Trainer, split: str, evaluation: Evaluation) -> None:
+        """Say the means."""
+        means = "  ".join(f"{name} {value:.4f}" for name, value in evaluation["mean"].items())
+        self._say(f"step {trainer.step}: {split}  {means}")
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def _say(self, line: str) -> None:
+        self.last = time.monotonic()
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)

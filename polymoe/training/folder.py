@@ -1,0 +1,156 @@
+"""The RUN folder: what lies where, who may write there, and checkpoints that are there whole or not at all.
+
+RUN/recipe.yaml  summary.json  metrics.jsonl  adapter/
+RUN/checkpoints/step-N/  latest  best              (the last two are text files that name a checkpoint)
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from polymoe.files import write_bytes, write_json
+
+
+class RunFolder:
+    """Paths of a run and the few ways in which they change."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.summary = self.path / "summary.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.adapter = self.path / "adapter"
+
+    def holds_run(self) -> bool:
+        """Whether a run has left anything here."""
+        return any(path.exists() for path in self._parts())
+
+    def claim(self, resume: bool = False, overwrite: bool = False) -> None:
+        """Make sure that a run may write here; nothing that is here changes.
+
+        Raises FileExistsError if there is a run already (neither ``resume`` nor ``overwrite``) or a file in
+        the way, FileNotFoundError if there is none to resume, PermissionError if the folder cannot be
+        written.
+        """
+        if resume and overwrite:
+            raise ValueError("resume, overwrite: expected at most one of them, got both")
+        if resume and not self.holds_run():
+            raise FileNotFoundError(f"output: expected a run to resume in {self.path}, got none")
+        if self.holds_run() and not (resume or overwrite):
+            raise FileExistsError(
+                f"output: expected a folder without a run, got {self.path} "
+                "(--resume goes on with it, --overwrite replaces it)"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except FileExistsError:
+            raise FileExistsError(f"output: expected a folder, got the file {self.path}") from None
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise PermissionError(
+                    error.errno, f"output: expected a folder that can be written, got {self.path}"
+                ) from error
+            raise
+
+    def clear(self) -> None:
+        """Remove the run that is here, and nothing else."""
+        for path in self._parts():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def write_recipe(self, recipe: Mapping[str, Any]) -> None:
+        """Write ``recipe.yaml``."""
+        write_bytes(self.recipe, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).encode())
+
+    def read_recipe(self) -> dict[str, Any]:
+        """The recipe; FileNotFoundError without one, ValueError if it is broken."""
+        try:
+            recipe = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{self.recipe}: expected YAML, got {error}") from error
+        if not isinstance(recipe, dict):
+            raise ValueError(f"{self.recipe}: expected settings by name, got {type(recipe).__name__}")
+        return recipe
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``."""
+        write_json(self.summary, summary)
+
+    def keep_metrics(self, step: int) -> None:
+        """Drop what ``metrics.jsonl`` says of steps after ``step``: they will run again."""
+        if self.metrics.exists():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_bytes(self.metrics, "".join(line for line in lines if _step_of(line) <= step).encode())
+
+    def save_checkpoint(
+        self, name: str, write: Callable[[Path], None], *, best: bool = False, keep: int | None = None
+    ) -> Path:
+        """Let ``write`` fill a new folder and call it ``checkpoints/NAME``, the latest and perhaps the best.
+
+        Of the others, the last ``keep`` and the best stay. When ``write`` fails, everything is as it was.
+        """
+        self.checkpoints.mkdir(exist_ok=True)
+        target = self.checkpoints / name
+        replace_folder(target, write)
+        if best:
+            write_bytes(self.checkpoints / "best", f"{name}\n".encode())
+        write_bytes(self.checkpoints / "latest", f"{name}\n".encode())
+        if keep is not None:
+            others = sorted((p for p in self.checkpoints.glob("step-*") if p.is_dir()), key=_order)
+            kept = {*others[-keep:], target, self.pointed("best")}
+            for path in others:
+                if path not in kept:
+                    shutil.rmtree(path)
+        return target
+
+    def pointed(self, name: str) -> Path | None:
+        """The checkpoint that "latest" or "best" names, or None."""
+        try:
+            path = self.checkpoints / (self.checkpoints / name).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+        return path if path.is_dir() else None
+
+    def _parts(self) -> tuple[Path, ...]:
+        return self.recipe, self.summary, self.metrics, self.checkpoints, self.adapter
+
+
+def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a folder beside ``target`` and put it in its place; when it fails, ``target`` is
+    as it was.
+    """
+    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        fresh, old = beside / "new", beside / "old"
+        fresh.mkdir()
+        write(fresh)
+        if target.exists():
+            os.rename(target, old)
+        os.rename(fresh, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _order(checkpoint: Path) -> tuple[int, ...]:
+    return tuple(int(part) for part in checkpoint.name.removeprefix("step-").split("."))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # a line that was cut short when the machine went down
+        return float("inf")

@@ -1,0 +1,218 @@
+"""What every objective is: targets for a batch, a loss, predictions, an evaluation, and a state that is
+saved with the adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from polymoe.batch import Batch
+from polymoe.data import EncodedSplit, TaskData, Tokenizer, Tokens, cut_batches, encode_split
+from polymoe.files import json_bytes, read_json, read_safetensors, safetensors_bytes, write_files
+from polymoe.nn import Module, Parameter
+from polymoe.tape import Node
+from polymoe.training.metrics import Evaluation, summarize
+
+BATCH_TOKENS = 8192
+"""Tokens of a packed batch where nothing is trained."""
+
+HEADS = "heads.safetensors"
+SETTINGS = "objective.json"
+
+
+class Loss(NamedTuple):
+    """The mean over the examples (0-d, on the tape) and the loss of each one [B]."""
+
+    mean: Node | np.ndarray
+    per_example: np.ndarray
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The output for one text and how sure it is: a probability, a cosine, or the number itself; ``scores``
+    of all choices.
+    """
+
+    output: str
+    score: float
+    scores: dict[str, float]
+
+
+class Objective(Module):
+    """What is trained for. A subclass says how; its parameters and :meth:`settings` are stored beside the
+    adapter.
+
+    ``name`` selects it in recipes; ``metrics`` are those whose mean can select the best step (the more the
+    better), the first by default; ``zero_shot`` tells whether an evaluation before training means anything.
+    """
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+    zero_shot: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.task_names: tuple[str, ...] = ()
+        self.max_length: int | None = None
+
+    @property
+    def prepared(self) -> bool:
+        """Whether it knows its tasks."""
+        return bool(self.task_names)
+
+    def prepare(self, model: Any, tasks: Mapping[str, TaskData], max_length: int | None = None) -> None:
+        """Learn labels, numbers and sizes from the training data of ``tasks``, all of which the model must
+        know.
+
+        Texts will be cut to ``max_length`` tokens where the base takes more. Test is not looked at.
+        """
+        model.tasks.ids(list(tasks))
+        self.max_length = max_length
+        self._prepare(model, tasks)
+        self.task_names = tuple(tasks)
+
+    def _prepare(self, model: Any, tasks: Mapping[str, TaskData]) -> None:
+        raise NotImplementedError
+
+    def batch(self, model: Any, split: EncodedSplit, indices: np.ndarray, seed: int, step: int) -> Batch:
+        """The examples at ``indices`` with their targets, ready for :meth:`loss`."""
+        raise NotImplementedError
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        """Loss of a batch of :meth:`batch`; differentiable under a tape."""
+        raise NotImplementedError
+
+    def constrain(self) -> None:
+        """Bring the parameters back into their range after an optimiser step."""
+
+    def predict(
+        self,
+        model: Any,
+        texts: Sequence[str],
+        task: str | Sequence[str],
+        candidates: Sequence[str] | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> list[Prediction]:
+        """The output for each text; ``task`` is the name for all texts or one name each. KeyError for an
+        unknown task.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts: expected a sequence of strings, got a string")
+        names = [task] * len(texts) if isinstance(task, str) else list(task)
+        if len(names) != len(texts):
+            raise ValueError(f"task: expected {len(texts)} names, got {len(names)}")
+        ids = model.tasks.ids(names)
+        self._check_tasks(names)
+        if not len(texts):
+            return []
+        embeddings = embed(model, self.tokenizer(model).encode(texts), ids, batch_tokens)
+        return self._predict(model, embeddings, names, candidates)
+
+    def _predict(
+        self, model: Any, embeddings: np.ndarray, names: list[str], candidates: Sequence[str] | None
+    ) -> list[Prediction]:
+        raise NotImplementedError
+
+    def evaluate(self, model: Any, split: EncodedSplit, batch_tokens: int = BATCH_TOKENS) -> Evaluation:
+        """Metrics of each task that has examples in ``split``; ValueError if there are none at all."""
+        if not len(split):
+            raise ValueError("split: expected at least one example, got none")
+        self._check_tasks(list(split.sizes))
+        embeddings = embed(model, split.tokens, split.task_ids, batch_tokens)
+        results, start = {}, 0
+        for name, size in split.sizes.items():
+            part = slice(start, start + size)
+            results[name] = self._evaluate(model, name, embeddings[part], split.examples[part])
+            start += size
+        return summarize(results)
+
+    def _evaluate(
+        self, model: Any, task: str, embeddings: np.ndarray, examples: Sequence[Any]
+    ) -> dict[str, float]:
+        raise NotImplementedError
+
+    def encode(self, model: Any, tasks: Mapping[str, TaskData], split: str) -> EncodedSplit:
+        """One split of ``tasks``, tokenized as this objective wants it."""
+        return encode_split(tasks, split, self.tokenizer(model), model.tasks)
+
+    def tokenizer(self, model: Any) -> Tokenizer:
+        """The base's tokenizer, cut to ``max_length``."""
+        own: Tokenizer = model.base.tokenizer
+        if own is None:
+            raise ValueError("base: expected one with a tokenizer, got one without")
+        if self.max_length is None or self.max_length >= own.max_length:
+            return own
+        return Tokenizer(own.tokenizer, self.max_length, own.prefix)
+
+    def settings(self) -> dict[str, Any]:
+        """What :meth:`restore` needs beside the parameters, as JSON values."""
+        return {"name": self.name, "tasks": list(self.task_names), "max_length": self.max_length}
+
+    def restore(self, model: Any, settings: Mapping[str, Any], parameters: Mapping[str, np.ndarray]) -> None:
+        """Become the objective that gave these settings and parameters. ValueError where they do not fit."""
+        model.tasks.ids(settings["tasks"])
+        self.max_length = settings["max_length"]
+        self._restore(model, settings)
+        own = dict(self.named_parameters())
+        if own.keys() != parameters.keys():
+            raise ValueError(f"{HEADS}: expected parameters {sorted(own)}, got {sorted(parameters)}")
+        for name, parameter in own.items():
+            if parameters[name].shape != parameter.shape:
+                raise ValueError(
+                    f"{HEADS}: {name}: expected shape {parameter.shape}, got {parameters[name].shape}"
+                )
+            parameter.data[...] = parameters[name]
+        self.task_names = tuple(settings["tasks"])
+
+    def _restore(self, model: Any, settings: Mapping[str, Any]) -> None:
+        """Take over the settings and make the parameters."""
+
+    def save(self, folder: Path) -> None:
+        """Write ``heads.safetensors`` and ``objective.json`` into an adapter's folder."""
+        parameters = {name: p.data for name, p in self.named_parameters()}
+        write_files(folder, {HEADS: safetensors_bytes(parameters), SETTINGS: json_bytes(self.settings())})
+
+    def _check_tasks(self, names: Sequence[str]) -> None:
+        for name in dict.fromkeys(names):
+            if name not in self.task_names:
+                raise KeyError(f"task: expected one of {list(self.task_names)}, got {name!r}")
+
+
+def read_objective_files(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Settings and parameters that :meth:`Objective.save` wrote; ValueError that names the file where one
+    is broken.
+    """
+    path = folder / SETTINGS
+    settings = read_json(path)
+    if not isinstance(settings, dict) or not {"name", "tasks", "max_length"} <= settings.keys():
+        raise ValueError(f"{path}: expected an object with name, tasks and max_length")
+    return settings, read_safetensors(folder / HEADS)
+
+
+def embed(model: Any, tokens: Tokens, task_ids: np.ndarray, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
+    """Embeddings [n, D] of n tokenized texts, without noise; the model goes back to the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        lengths = tokens.lengths
+        result: np.ndarray | None = None
+        for indices in cut_batches(np.argsort(lengths, kind="stable"), lengths, max_tokens=batch_tokens):
+            token_ids, cu_seqlens = tokens.take(indices)
+            rows = model.embed(Batch(cu_seqlens, token_ids, task_ids[indices]))
+            if result is None:
+                result = np.empty((len(tokens), rows.shape[1]), dtype=rows.dtype)
+            result[indices] = rows
+    finally:
+        model.train(training)
+    if result is None:
+        raise ValueError("texts: expected at least one, got none")
+    return result
+
+
+def head(shape: tuple[int, ...]) -> Parameter:
+    """A head's parameter; it starts from zero, so that no seed decides what an untrained head says."""
+    return Parameter(np.zeros(shape, dtype=np.float32), group="heads")

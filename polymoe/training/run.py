@@ -1,0 +1,79 @@
+"""A finished (or interrupted) run, loaded from its folder to be evaluated and used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polymoe.adapters import load_adapter
+from polymoe.data import read_tasks
+from polymoe.models import load_base
+from polymoe.training.folder import RunFolder
+from polymoe.training.metrics import Evaluation
+from polymoe.training.objectives import Objective, Prediction, load_objective
+
+
+@dataclass(frozen=True)
+class Run:
+    """``model`` with the run's adapter, its ``objective``, and the ``recipe`` it was made by."""
+
+    path: Path
+    model: Any
+    objective: Objective
+    recipe: dict[str, Any]
+
+    def evaluate(
+        self, data: Any = None, split: str = "test", tasks: Iterable[str] | None = None
+    ) -> Evaluation:
+        """Metrics by task on a split of ``data`` (whatever :func:`polymoe.data.read_tasks` reads; the run's
+        own by default).
+
+        Raises ValueError when there is nothing to evaluate, KeyError for tasks that the run was not trained
+        on.
+        """
+        if data is None:
+            data = self.recipe.get("data")
+            if data is None:
+                raise ValueError(
+                    f"data: expected a folder or tasks ({self.path} does not say where its own are), got None"
+                )
+            tasks = self.recipe.get("tasks") if tasks is None else tasks
+        seed = self.recipe.get("training", {}).get("seed", 0)
+        return self.objective.evaluate(
+            self.model, self.objective.encode(self.model, read_tasks(data, tasks, seed=seed), split)
+        )
+
+    def predict(
+        self, texts: Sequence[str], task: str | Sequence[str], candidates: Sequence[str] | None = None
+    ) -> list[Prediction]:
+        """The output for each text, of one task or of one task each; ``candidates``: what ``match`` chooses
+        from.
+        """
+        return self.objective.predict(self.model, texts, task, candidates)
+
+
+def load_run(path: str | os.PathLike[str], base: Any = None) -> Run:
+    """Load a RUN folder: its adapter, or where it is not finished its best or latest checkpoint.
+
+    ``base``: a loaded base, or the name of one, in place of the recipe's. Raises FileNotFoundError where
+    there is no run or no checkpoint yet.
+    """
+    folder = RunFolder(path)
+    if not folder.holds_run():
+        raise FileNotFoundError(f"run: expected a folder with a run, got {folder.path}")
+    adapter = folder.adapter
+    if not adapter.is_dir():
+        checkpoint = folder.pointed("best") or folder.pointed("latest")
+        if checkpoint is None:
+            raise FileNotFoundError(
+                f"run: expected an adapter or a checkpoint in {folder.path}, got none yet"
+            )
+        adapter = checkpoint / "adapter"
+    recipe = folder.read_recipe()
+    if base is None or isinstance(base, str | os.PathLike):
+        base = load_base(recipe["base"] if base is None else base)
+    model = load_adapter(base, adapter)
+    return Run(folder.path, model, load_objective(model, adapter), recipe)

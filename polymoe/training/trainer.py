@@ -1,0 +1,312 @@
+"""The training loop: batches in, a run folder out. What a step does stands here; what it is made of stands
+in the other files.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from polymoe.data import TaskData, read_tasks
+from polymoe.nn import FlatParameters
+from polymoe.tape import Tape, data_of
+from polymoe.training.callbacks import Callback, MetricsFile, Progress
+from polymoe.training.checkpoints import State, load_parameters, load_training, save_training
+from polymoe.training.config import TrainingConfig
+from polymoe.training.folder import RunFolder, replace_folder
+from polymoe.training.interrupt import Interrupt, TrainingInterrupted
+from polymoe.training.objectives import Objective, make_objective
+from polymoe.training.optim import AdamW
+from polymoe.training.summary import default_recipe, summarize_run
+
+
+class Trainer:
+    """Trains the active adapter of ``model`` (and the objective's head) on ``data``, and leaves a run in
+    ``output``.
+
+    ``data``: tasks by name as :func:`polymoe.data.read_tasks` gives them, or anything that it reads.
+    ``objective``: "classify", "match", "regress", or an :class:`Objective`. ``progress``: "auto", "bar",
+    "lines", or None for silence. ``recipe``: what is written to ``recipe.yaml`` in place of what the
+    trainer knows itself. ``zero_shot``: evaluate on test before training too, where the objective can.
+
+    Raises KeyError for tasks that the model does not know, ValueError for data that the objective cannot
+    learn from.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        data: Any,
+        objective: str | Objective = "classify",
+        config: TrainingConfig | None = None,
+        output: str | os.PathLike[str] = "run",
+        *,
+        callbacks: Sequence[Callback] = (),
+        progress: Literal["auto", "bar", "lines"] | None = "auto",
+        recipe: Mapping[str, Any] | None = None,
+        zero_shot: bool = True,
+    ) -> None:
+        self.model, self.config = model, config or TrainingConfig()
+        self.data = _as_tasks(data, self.config.seed)
+        self.objective = make_objective(objective)
+        self.metric = self.config.metric_for_best_model or self.objective.metrics[0]
+        if self.metric not in self.objective.metrics:
+            raise ValueError(
+                f"metric_for_best_model: expected one of {list(self.objective.metrics)}, got {self.metric!r}"
+            )
+        if not self.objective.prepared:
+            self.objective.prepare(model, self.data, self.config.max_length)
+        self.train_split, self.valid_split, self.test_split = (
+            self.objective.encode(model, self.data, split) for split in ("train", "valid", "test")
+        )
+        if not len(self.train_split):
+            raise ValueError("data: expected training examples, got none")
+        objective_parameters = [(f"objective.{name}", p) for name, p in self.objective.named_parameters()]
+        self.parameters = FlatParameters([*model.adapter_parameters(), *objective_parameters])
+        self.plan = lru_cache(maxsize=2)(self._plan)
+        self.total_steps = self._count_steps()
+        self.optimizer = AdamW(self.parameters, self.config, self.total_steps)
+        self.folder = RunFolder(output)
+        self.recipe = dict(recipe) if recipe is not None else default_recipe(self, data)
+        self.zero_shot = zero_shot and self.objective.zero_shot and len(self.test_split) > 0
+        self.callbacks: list[Callback] = [MetricsFile(self.folder.metrics), *callbacks]
+        if progress is not None:
+            self.callbacks.append(Progress(progress))
+        self.state = State()
+        self._saved: tuple[int, int] | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.state.step
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done."""
+        return self.state.epoch + self.state.batch / len(self.plan(self.state.epoch))
+
+    @property
+    def n_trainable(self) -> int:
+        """Numbers that are trained."""
+        return sum(s.length for s in self.parameters.segments if s.trainable)
+
+    def train(self, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+        """Train, put the best weights back, evaluate them on test, write everything, and return the summary.
+
+        Raises FileExistsError for an output that holds a run already (unless ``resume`` or ``overwrite``),
+        PermissionError for one that cannot be written, FloatingPointError when the loss or the gradient is
+        no finite number (parameters are then those of the step before), TrainingInterrupted (a
+        KeyboardInterrupt) after Ctrl-C.
+        """
+        self.folder.claim(resume, overwrite)
+        if resume:
+            self._resume()
+        else:
+            if overwrite:
+                self.folder.clear()
+            self.folder.write_recipe(self.recipe)
+        try:
+            with Interrupt() as interrupt:
+                if self.zero_shot and self.state.zero_shot is None:
+                    self.state.zero_shot = self._evaluate("test")
+                self._tell("on_train_begin")
+                self.model.train()
+                while self.state.step < self.total_steps and not self._patience_is_lost():
+                    self._run_batch(self.plan(self.state.epoch)[self.state.batch])
+                    if interrupt.asked:
+                        raise TrainingInterrupted(self._save(), self.state.step)
+                return self._finish()
+        finally:
+            self.model.eval()
+            for callback in self.callbacks:
+                callback.close()
+
+    def _run_batch(self, indices: np.ndarray) -> None:
+        """One batch: its gradients, and the optimiser step when it completes a window of accumulation."""
+        state, c, started = self.state, self.config, time.perf_counter()
+        batch = self.objective.batch(self.model, self.train_split, indices, c.seed, state.micro_step)
+        with Tape() as tape:
+            loss = self.objective.loss(self.model, batch)
+        value = float(data_of(loss.mean))
+        names = [self.train_split.examples[i].task for i in indices]
+        if not math.isfinite(value):
+            bad = [n for n, x in zip(names, loss.per_example, strict=True) if not math.isfinite(x)]
+            raise self._not_finite("loss", value, bad or names)
+        n = len(indices)
+        tape.backward(
+            loss.mean, np.asarray(n, dtype=data_of(loss.mean).dtype)
+        )  # sums over examples; divided in the update
+        for name, x in zip(names, loss.per_example.tolist(), strict=True):
+            entry = state.window.setdefault(name, [0.0, 0])
+            entry[0] += x
+            entry[1] += 1
+        state.tokens += batch.n_tokens
+        state.examples += n
+        state.micro_step += 1
+        state.window_batches += 1
+        state.batch += 1
+        epoch_ends = state.batch == len(self.plan(state.epoch))
+        if epoch_ends:
+            state.epoch, state.batch = state.epoch + 1, 0
+        if epoch_ends or state.window_batches == c.gradient_accumulation_steps:
+            record = self._update()
+            state.train_seconds += time.perf_counter() - started
+            self._after_step({**record, "seconds": state.train_seconds}, epoch_ends)
+        else:
+            state.train_seconds += time.perf_counter() - started
+
+    def _update(self) -> dict[str, Any]:
+        """The optimiser step; its line of ``metrics.jsonl``."""
+        state, window = self.state, self.state.window
+        n = int(sum(entry[1] for entry in window.values()))
+        try:
+            update = self.optimizer.update(n)
+        except FloatingPointError:
+            raise self._not_finite("gradient", self.optimizer.grad_norm(n), list(window)) from None
+        self.objective.constrain()
+        self.parameters.zero_grad()
+        state.step += 1
+        state.window, state.window_batches = {}, 0
+        return {
+            "step": state.step,
+            "epoch": round(self.epoch, 4),
+            "loss": sum(entry[0] for entry in window.values()) / n,
+            "tasks": {name: total / count for name, (total, count) in sorted(window.items())},
+            "lr": update.learning_rates,
+            "grad_norm": update.grad_norm,
+            "examples": state.examples,
+            "tokens": state.tokens,
+        }
+
+    def _after_step(self, record: dict[str, Any], epoch_ends: bool) -> None:
+        """Tell, evaluate, save: whatever is due after an optimiser step."""
+        state, c = self.state, self.config
+        self._tell("on_step_end", record)
+        last = state.step == self.total_steps
+        evaluates = last or (epoch_ends if c.eval_steps is None else state.step % c.eval_steps == 0)
+        best = evaluates and len(self.valid_split) > 0 and self._select()
+        saves = evaluates if c.save_steps is None else state.step % c.save_steps == 0
+        if best or last or saves:
+            self._save(best)
+
+    def _select(self) -> bool:
+        """Evaluate on validation; whether that is the best so far."""
+        state = self.state
+        evaluation = self._evaluate("valid")
+        value = evaluation["mean"][self.metric]
+        best = state.best_value is None or value > state.best_value
+        if best:
+            state.best_step, state.best_value, state.validation = state.step, value, evaluation
+        state.evaluations_since_best = 0 if best else state.evaluations_since_best + 1
+        return best
+
+    def _evaluate(self, split: Literal["valid", "test"]) -> Any:
+        started = time.perf_counter()
+        encoded = self.valid_split if split == "valid" else self.test_split
+        evaluation = self.objective.evaluate(self.model, encoded)
+        self.state.evaluation_seconds += time.perf_counter() - started
+        self._tell("on_evaluate", split, evaluation)
+        return evaluation
+
+    def _finish(self) -> dict[str, Any]:
+        """Best weights, test, adapter, summary."""
+        state = self.state
+        if state.best_step not in (None, state.step):
+            load_parameters(self.folder.checkpoints / f"step-{state.best_step}", self.parameters)
+        split: Literal["valid", "test"] = "test" if len(self.test_split) else "valid"
+        evaluation = self._evaluate(split) if len(self.test_split) or len(self.valid_split) else None
+        replace_folder(self.folder.adapter, self._save_adapter)
+        summary = summarize_run(self, evaluation, split)
+        self.folder.write_summary(summary)
+        self._tell("on_train_end", summary)
+        return summary
+
+    def _save(self, best: bool = False) -> Path:
+        """A checkpoint of this very moment."""
+        latest = self.folder.pointed("latest")
+        if self._saved == (self.state.step, self.state.micro_step) and latest is not None:
+            return latest
+
+        def write(folder: Path) -> None:
+            self._save_adapter(folder / "adapter")
+            save_training(folder, self.state, self.parameters, self.optimizer, self._identity())
+
+        keep = self.config.save_total_limit
+        path = self.folder.save_checkpoint(self.state.name, write, best=best, keep=keep)
+        self._saved = (self.state.step, self.state.micro_step)
+        self._tell("on_save", path)
+        return path
+
+    def _save_adapter(self, folder: Path) -> None:
+        self.model.save_adapter(folder)
+        self.objective.save(folder)
+
+    def _resume(self) -> None:
+        latest = self.folder.pointed("latest")
+        if latest is not None:
+            self.state = load_training(latest, self.parameters, self.optimizer, self._identity())
+            self._saved = (self.state.step, self.state.micro_step)
+        else:
+            self.folder.write_recipe(self.recipe)
+        self.folder.keep_metrics(self.state.step)
+
+    def _plan(self, epoch: int) -> list[np.ndarray]:
+        """The batches of an epoch, as indices into the training split."""
+        c = self.config
+        return self.train_split.epoch(
+            epoch,
+            seed=c.seed,
+            max_tokens=c.batch_tokens,
+            batch_size=c.batch_size,
+            sampling=c.sampling,
+            temperature=c.temperature,
+        )
+
+    def _count_steps(self) -> int:
+        c = self.config
+        if c.max_steps > 0:
+            return c.max_steps
+        return sum(-(-len(self._plan(epoch)) // c.gradient_accumulation_steps) for epoch in range(c.epochs))
+
+    def _patience_is_lost(self) -> bool:
+        patience = self.config.early_stopping_patience
+        return patience is not None and self.state.evaluations_since_best >= patience
+
+    def _identity(self) -> dict[str, Any]:
+        """What two runs must share for one to go on where the other stopped."""
+        content = blake2b(digest_size=16)
+        for split in (self.train_split, self.valid_split):
+            for e in split.examples:
+                content.update(repr((e.task, e.example_id, e.input, e.outputs)).encode())
+        return {
+            "training": self.config.to_dict(),
+            "tasks": list(self.model.tasks.names),
+            "objective": self.objective.name,
+            "data": content.hexdigest(),
+        }
+
+    def _not_finite(self, what: str, value: float, tasks: Sequence[str]) -> FloatingPointError:
+        latest = self.folder.pointed("latest")
+        return FloatingPointError(
+            f"{what}: expected a finite number, got {value} at step {self.state.step + 1} "
+            f"(tasks: {', '.join(dict.fromkeys(tasks))}); "
+            f"parameters are those of step {self.state.step}; last good checkpoint: {latest or 'none yet'}"
+        )
+
+    def _tell(self, event: str, *args: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *args)
+
+
+def _as_tasks(data: Any, seed: int) -> dict[str, TaskData]:
+    if isinstance(data, Mapping) and data and all(isinstance(task, TaskData) for task in data.values()):
+        return dict(data)
+    return read_tasks(data, seed=seed)
