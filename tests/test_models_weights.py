@@ -5,7 +5,9 @@ import struct
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save, save_file
 from tiny_bert import DTYPES, tiny_config, tiny_state, write_json, write_weights
 
 from polymoe.models import Bert, BertConfig
@@ -54,6 +56,18 @@ def test_read_weights_takes_scalars_and_empty_tensors(tmp_path):
     assert read["e"].shape == (0, 3)
 
 
+def test_a_file_whose_tensors_are_not_aligned_is_read(tmp_path):
+    state = tiny_state(tiny_config())
+    write_weights(tmp_path, state)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    path.write_bytes(struct.pack("<Q", size + 1) + whole[8 : 8 + size] + b" " + whole[8 + size :])
+    read = read_weights(tmp_path)
+    assert not any(t.flags.aligned for t in read.values())
+    assert from_state(read).fingerprint == from_state(state).fingerprint
+
+
 @pytest.mark.parametrize("keep", [0, 3, 8, 40, -1])
 def test_a_truncated_file_is_refused_by_name(tmp_path, keep):
     write_weights(tmp_path, {"a": np.ones((3, 4), np.float32), "b": np.ones(5, np.float32)})
@@ -86,6 +100,30 @@ def test_a_broken_file_is_refused_by_name(tmp_path, name):
     path = write_raw(tmp_path / "x.safetensors", header, data, size)
     with pytest.raises(ValueError, match=r"x\.safetensors: expected a whole safetensors file"):
         read_safetensors(path)
+
+
+GOOD = save({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(5, np.float16)})
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), max_size=4),
+    st.integers(0, len(GOOD)),
+)
+def test_any_bytes_give_tensors_inside_of_the_file_or_a_value_error(tmp_path, changes, keep):
+    data = bytearray(GOOD)
+    for place, value in changes:
+        data[place] = value
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(data[:keep] if not changes else data)
+    tensors, message = {}, str(path)
+    try:
+        tensors = read_safetensors(path)
+    except ValueError as error:
+        message = str(error)
+    assert str(path) in message
+    assert sum(t.nbytes for t in tensors.values()) <= len(data)
+    assert all(t.tobytes() in bytes(data) for t in tensors.values())
 
 
 def test_a_dtype_that_is_not_read_is_named(tmp_path):

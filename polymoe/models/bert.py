@@ -46,16 +46,18 @@ class _Builder:
 
     def array(self, name: str, copy: bool = True) -> np.ndarray:
         """A weight in the model's dtype, in memory of its own unless it is only read to be packed."""
-        convert = np.array if copy else np.asarray
-        array = convert(self.state[name], self.dtype, order="C")
+        with np.errstate(all="ignore"):  # what overflows here is refused below
+            array = np.require(
+                self.state[name], self.dtype, ["C", "ALIGNED"]
+            )  # mapped files need not be aligned
+        if copy and np.may_share_memory(array, self.state[name]):
+            array = array.copy()
         if not np.isfinite(array).all():
             raise ValueError(f"{name}: expected finite weights, got NaN or infinity")
         return array
 
     def linear(self, name: str) -> Linear:
-        return Linear(
-            PackedWeight(self.array(name + ".weight", copy=False), self.dtype), self.array(name + ".bias")
-        )
+        return Linear(self.array(name + ".weight", copy=False), self.array(name + ".bias"))
 
     def layer_norm(self, name: str) -> LayerNorm:
         return LayerNorm(self.array(name + ".weight"), self.array(name + ".bias"), self.config.layer_norm_eps)

