@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -32,11 +32,15 @@ def whole(task: Any) -> set[tuple[str, str]]:
     return {(example.input, example.output) for example in task.train + task.valid}
 
 
-class Dataset:
-    """What a `datasets.Dataset` is to a reader: an iterable of dicts that is no mapping and no list."""
+class ClassLabel(NamedTuple):
+    names: list[str]
 
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self.rows, self.column_names = rows, list(rows[0])
+
+class Dataset:
+    """What a `datasets.Dataset` is to a reader: an iterable of dicts that has features."""
+
+    def __init__(self, rows: list[dict[str, Any]], output: Any = None) -> None:
+        self.rows, self.features = rows, {"output": output}
 
     def __iter__(self) -> Any:
         return iter(self.rows)
@@ -99,6 +103,17 @@ def test_every_kind_of_source_gives_the_same_tasks(tmp_path: Path) -> None:
     expected = read_tasks(tmp_path)
     for source in sources:
         assert read_tasks(source) == expected
+
+
+def test_class_labels_of_a_dataset_become_their_names() -> None:
+    rows = [{"input": "x", "output": i} for i in (0, 1, 1, 0)]
+    splits = {"train": Dataset(rows, ClassLabel(["bad", "good"])), "valid": [("x", "bad")]}
+    assert [e.output for e in read_tasks({"t": splits})["t"].train] == ["bad", "good", "good", "bad"]
+    rows[2]["output"] = -1
+    with pytest.raises(
+        TypeError, match=r"data\['t'\]\['train'\]\[2\]: output: expected a string or a number"
+    ):
+        read_tasks({"t": splits})
 
 
 def test_hub_names_of_the_validation_split_are_understood() -> None:

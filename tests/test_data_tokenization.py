@@ -36,6 +36,11 @@ def test_long_texts_are_cut_inside_the_special_tokens() -> None:
     assert rows(tokens)[1] == rows(tokens)[4] == [CLS, SEP]
 
 
+def test_the_limit_is_ours_and_not_the_one_in_the_file() -> None:
+    tokens = Tokenizer.from_folder(minilm_folder(), 256).encode(["one " * 300, "one " * 200])
+    assert tokens.lengths.tolist() == [256, 202]  # the file says 128
+
+
 def test_a_text_that_just_fits_is_not_cut() -> None:
     tokens = Tokenizer.from_folder(minilm_folder(), 6).encode(
         ["one two three four", "one two three four five"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,8 @@ def read_tasks(
       as above;
     - an iterable of objects as in the .jsonl file, or ``{split: iterable}`` of them (a mapping is read so
       when all its keys are names of splits);
-    - a ``datasets.Dataset`` or ``DatasetDict``, in the place of any iterable or mapping above.
+    - a ``datasets.Dataset`` or ``DatasetDict``, in the place of any iterable or mapping above (a ClassLabel
+      gives the names of its labels).
 
     Examples without a split are training examples. ``tasks`` selects, and gives the order (otherwise: by name
     for files, as they come for objects); only the files of selected tasks are read. ``require`` names the
@@ -189,4 +190,13 @@ def _from_records(records: Iterable[tuple[str | None, tuple[Any, str]]]) -> Sour
 def _rows(rows: Any, where: str) -> Iterable[tuple[Any, str]]:
     if isinstance(rows, str | bytes | Mapping) or not isinstance(rows, Iterable):
         raise TypeError(f"{where}: expected an iterable of examples, got {type(rows).__name__}")
-    return ((row, f"{where}[{i}]") for i, row in enumerate(rows))
+    names = getattr((getattr(rows, "features", None) or {}).get("output"), "names", None)
+    return ((_named(row, names), f"{where}[{i}]") for i, row in enumerate(rows))
+
+
+def _named(row: Any, names: Sequence[str] | None) -> Any:
+    """A row whose output is a ClassLabel, with the label's name; None where it has no label (-1)."""
+    if names is None:
+        return row
+    number = row["output"]
+    return {**row, "output": names[number] if isinstance(number, int) and number >= 0 else None}
