@@ -1,0 +1,148 @@
+"""The configuration of an adapter: the four parts and their sizes, with PEFT's names where PEFT has the
+field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+from polymoe.adapters.routers import ROUTERS
+from polymoe.adapters.targets import pattern_value
+
+Noise = Literal["per_example", "per_task", "off"]
+Init = Literal["peft", "mttl"]
+
+EXPERTS = ("lora",)
+MIXINGS = ("factors",)
+SITES = ("linear",)
+GATES = ("sigmoid",)
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What an adapter is made of. Made by :func:`polymoe.adapters.methods.configure`, from a row of the
+    table of methods.
+
+    Parts: ``router``, ``experts``, ``mixing``, ``site``. Sizes: rank ``r``, ``n_skills`` S, ``n_splits`` Q
+    (heads). The low-rank term is multiplied by ``lora_alpha / r``, by 1/r when ``lora_alpha`` is None.
+    ``rank_pattern``, ``alpha_pattern``: other values for some modules. ``lora_dropout``: of the low-rank
+    branch's input, in training. ``target_modules`` ... ``layers_pattern``: see
+    :mod:`polymoe.adapters.targets`. ``temperature``, ``noise``, ``gate``: see
+    :class:`~polymoe.adapters.routers.TaskTable`. ``init_weights`` False: B is random too, so that the
+    adapted model does not start as the base. ``init``: bound of the random A, "peft" sqrt(Q/D), "mttl"
+    1/sqrt(3D).
+
+    A combination that does not work is a ValueError here, with the reason; a value of the wrong type is a
+    TypeError.
+    """
+
+    method: str = "poly"
+    router: str = "task_table"
+    experts: str = "lora"
+    mixing: str = "factors"
+    site: str = "linear"
+    r: int = 8
+    n_skills: int = 4
+    n_splits: int = 1
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+    target_modules: str | tuple[str, ...] | None = None
+    exclude_modules: str | tuple[str, ...] | None = None
+    layers_to_transform: int | tuple[int, ...] | None = None
+    layers_pattern: str | tuple[str, ...] | None = None
+    rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
+    modules_to_save: tuple[str, ...] | None = None
+    init_weights: bool = True
+    init: Init = "peft"
+    gate: str = "sigmoid"
+    temperature: float = 1.0
+    noise: Noise = "per_example"
+
+    def __post_init__(self) -> None:
+        for name in ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"):
+            if isinstance(value := getattr(self, name), list | set | frozenset):
+                object.__setattr__(self, name, tuple(sorted(value) if not isinstance(value, list) else value))
+        self._check_parts()
+        self._check_numbers()
+        self._check_targets()
+        ROUTERS[self.router].check(self)
+
+    def _check_parts(self) -> None:
+        hints = get_type_hints(type(self))
+        choices: dict[str, tuple[str, ...]] = {
+            "router": tuple(ROUTERS),
+            "experts": EXPERTS,
+            "mixing": MIXINGS,
+            "site": SITES,
+            "gate": GATES,
+            "noise": get_args(hints["noise"]),
+            "init": get_args(hints["init"]),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                expected = " or ".join(map(repr, allowed))
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+    def _check_numbers(self) -> None:
+        for name in ("r", "n_skills", "n_splits"):
+            _positive_int(name, getattr(self, name))
+        for key, rank in self.rank_pattern.items():
+            _positive_int(f"rank_pattern[{key!r}]", rank)
+        _positive_number("temperature", self.temperature)
+        if self.lora_alpha is not None:
+            _positive_number("lora_alpha", self.lora_alpha)
+        for key, alpha in self.alpha_pattern.items():
+            _positive_number(f"alpha_pattern[{key!r}]", alpha)
+        if not _is_number(self.lora_dropout):
+            raise TypeError(f"lora_dropout: expected a number, got {self.lora_dropout!r}")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout: expected 0 <= p < 1, got {self.lora_dropout}")
+
+    def _check_targets(self) -> None:
+        if self.modules_to_save:
+            raise ValueError(
+                "modules_to_save: expected None (the base is never trained; heads belong to the objective), "
+                f"got {self.modules_to_save!r}"
+            )
+        if isinstance(self.target_modules, str):
+            for name in ("layers_to_transform", "layers_pattern"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name}: expected None (target_modules is text), got {getattr(self, name)!r}"
+                    )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_to_transform: expected numbers (layers_pattern is given), got None")
+
+    def rank(self, name: str) -> int:
+        """Rank of the adapter of a module."""
+        return pattern_value(self.rank_pattern, name, self.r)
+
+    def scale(self, name: str) -> float:
+        """What the low-rank term of a module is multiplied by."""
+        alpha = pattern_value(self.alpha_pattern, name, 1.0 if self.lora_alpha is None else self.lora_alpha)
+        return alpha / self.rank(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it; ``AdapterConfig(**values)`` reads it back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _positive_int(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def _positive_number(name: str, value: Any) -> None:
+    if not _is_number(value):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name}: expected a positive number, got {value}")

@@ -1,0 +1,87 @@
+"""The methods: each is a row that says which parts it is made of, and nothing else.
+
+| method  | router                                  | experts | mixing  | site   | scale   | needs    |
+|---------|-----------------------------------------|---------|---------|--------|---------|----------|
+| lora    | constant                                | 1 pair  | factors | linear | alpha/r | nothing  |
+| private | one-hot by task                         | T pairs | factors | linear | alpha/r | task ids |
+| poly    | task table, Gumbel-sigmoid, normalised  | S pairs | factors | linear | 1/r     | task ids |
+| mhr     | the same, a row for each of Q heads     | S pairs | factors | linear | 1/r     | task ids |
+
+    y = x W^T + b + scale (x A^T) B,   A = sum_s w_s A_s,   B = sum_s w_s B_s   (a block of D and O per head)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+from polymoe.adapters.config import AdapterConfig
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row: what differs from the defaults of :class:`AdapterConfig`, and where the method comes from."""
+
+    title: str
+    source: str
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+
+
+METHODS: dict[str, Method] = {
+    # alpha 8 with rank 8, PEFT's defaults: the term is added as it is.
+    "lora": Method(
+        "LoRA: one pair that all tasks share",
+        "Hu et al. 2021, arXiv 2106.09685",
+        {"router": "constant", "n_skills": 1, "lora_alpha": 8},
+        aliases=("shared",),
+    ),
+    # The scale of lora and not of poly: a private adapter is what LoRA would train on that task alone, so
+    # that one task gives the same bits as lora, and each can be exported as PEFT would have made it.
+    "private": Method(
+        "Private LoRA: each task its own pair",
+        "Ponti et al. 2022, arXiv 2202.13914 (baseline)",
+        {"router": "one_hot", "n_skills": 1, "lora_alpha": 8},
+    ),
+    "poly": Method(
+        "Polytropon: tasks mix the pairs of a common inventory",
+        "Ponti et al. 2022, arXiv 2202.13914",
+        {"router": "task_table"},
+    ),
+    # Four heads: PEFT's own example takes 4, it divides the width of every common base (384, 768, 1024
+    # ...), and the table of logits stays small beside the skills.
+    "mhr": Method(
+        "Multi-head routing: Poly with its own mixture for each block of inputs and outputs",
+        "Caccia et al. 2022, arXiv 2211.03831",
+        {"router": "task_table", "n_splits": 4},
+    ),
+}
+
+_NAMES = {alias: name for name, row in METHODS.items() for alias in (name, *row.aliases)}
+
+
+def configure(method: str | AdapterConfig, **overrides: Any) -> AdapterConfig:
+    """The configuration of a method (or a given one), with some fields set otherwise.
+
+    >>> configure("shared", r=4)
+    AdapterConfig(method='lora', router='constant', ... r=4, ...)
+
+    ValueError for an unknown method (near names are suggested) and for parts that do not fit; TypeError for
+    an unknown field.
+    """
+    known = [f.name for f in fields(AdapterConfig) if f.name != "method"]
+    for key in overrides:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise TypeError(f"{key}: expected a field of AdapterConfig, got an unknown one{hint}")
+    if isinstance(method, AdapterConfig):
+        return replace(method, **overrides)
+    name = _NAMES.get(str(method).lower())
+    if name is None:
+        near = get_close_matches(str(method).lower(), _NAMES, n=3)
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}{hint}")
+    return AdapterConfig(**{"method": name, **METHODS[name].preset, **overrides})
