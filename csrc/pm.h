@@ -33,6 +33,7 @@
 
 /* Every kernel, one line each: K(name, (arguments)). The list makes the table below and, in kernels/all.h, fills it. */
 #define PM_KERNELS(K, real)                                                                                                \
+    K(peak, (ptrdiff_t n, real b, real c, real *sum, double *flops))                                                                     \
     K(gemm_pack, (ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last, const real *weight, int transpose, real scale, real *panels)) \
     K(gemm, (ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, const real *panels, ptrdiff_t panel_stride, int accumulate, const real *bias, ptrdiff_t R, const real *h, ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy)) \
     K(outer, (ptrdiff_t N, ptrdiff_t R, ptrdiff_t D, const real *h, ptrdiff_t ldh, const real *x, ptrdiff_t ldx, int accumulate, real *dP, ptrdiff_t ldp)) \
@@ -51,6 +52,19 @@
     K(layer_norm_fwd, (ptrdiff_t N, ptrdiff_t D, const real *x, const real *residual, const real *weight, const real *bias, real eps, real *y, real *mean, real *rstd)) \
     K(layer_norm_bwd, (ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x, const real *residual, const real *weight, const real *mean, const real *rstd, real *dx, real *dweight, real *dbias)) \
     K(l2_normalize_fwd, (ptrdiff_t B, ptrdiff_t D, const real *x, real eps, real *y, real *norm))                           \
+    K(attention_scratch, (ptrdiff_t L, ptrdiff_t d, int backward, ptrdiff_t *values))                                       \
+    K(attention_fwd, (ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real *q, const real *k, const real *v, real scale, int causal, real *scratch, real *out, real *lse)) \
+    K(attention_bwd, (ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real *q, const real *k, const real *v, const real *out, const real *lse, const real *dout, real scale, int causal, real *scratch, real *dq, real *dk, real *dv)) \
+    K(gather, (ptrdiff_t N, ptrdiff_t D, const int64_t *ids, const real *table, real *y))                                   \
+    K(scatter_add, (ptrdiff_t N, ptrdiff_t V, ptrdiff_t D, ptrdiff_t d0, ptrdiff_t d1, const int64_t *ids, const real *dy, real *dtable)) \
+    K(mean_rows_fwd, (ptrdiff_t L, ptrdiff_t D, const real *x, real *y))                                                    \
+    K(mean_rows_bwd, (ptrdiff_t L, ptrdiff_t D, const real *dy, real *dx))                                                  \
+    K(cross_entropy_fwd, (ptrdiff_t start, ptrdiff_t end, ptrdiff_t label, const real *logits, real *loss, real *lse))      \
+    K(cross_entropy_bwd, (ptrdiff_t C, ptrdiff_t start, ptrdiff_t end, ptrdiff_t label, const real *logits, real lse, real dloss, real *dlogits)) \
+    K(task_router_fwd, (ptrdiff_t Q, ptrdiff_t S, const real *logits, const real *noise, double temperature, real *weights, real *gates)) \
+    K(task_router_bwd, (ptrdiff_t Q, ptrdiff_t S, const real *dweights, const real *weights, const real *gates, double temperature, real *dlogits)) \
+    K(adamw, (ptrdiff_t n, double keep, double rate, double root, double beta1, double beta2, double eps, double grad_scale, const real *grad, real *data, real *m, real *v)) \
+    K(uniform, (ptrdiff_t first_block, ptrdiff_t n, uint64_t key0, uint64_t key1, uint64_t example, uint64_t step, real *out)) \
     K(l2_normalize_bwd, (ptrdiff_t B, ptrdiff_t D, const real *dy, const real *y, const real *norm, real *dx))
 
 #define PM_MEMBER(name, args) void(*name) args;

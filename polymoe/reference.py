@@ -146,3 +146,99 @@ def linear_backward(saved: Any, dy: Any) -> Grads:
             from_A, from_B = mix_backward((weights, lora_A, 1), dA), mix_backward((weights, lora_B, 1), dB)
             dA, dB, dweights = from_A["dbank"], from_B["dbank"], from_A["dweights"] + from_B["dweights"]
     return {"dx": dx, "dlora_A": dA, "dlora_B": dB, "dweights": dweights}
+
+
+def embedding(ids: Any, table: Any) -> Pair:
+    return table[ids], (ids, table)
+
+
+def embedding_backward(saved: Any, dy: Any) -> Grads:
+    ids, table = saved
+    dtable = np.zeros_like(table)
+    np.add.at(dtable, ids, dy)
+    return {"dtable": dtable}
+
+
+def mean_pool(x: Any, cu_seqlens: Any) -> Pair:
+    spans = list(zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True))
+    rows = [x[a:b].mean(axis=0) if b > a else np.zeros(x.shape[1]) for a, b in spans]
+    return np.array(rows).reshape(len(spans), x.shape[1]), np.diff(cu_seqlens)
+
+
+def mean_pool_backward(saved: Any, dy: Any) -> Grads:
+    return {"dx": np.repeat(dy / np.maximum(saved, 1)[:, None], saved, axis=0)}
+
+
+def task_router(logits: Any, task_ids: Any, noise: Any = None, temperature: float = 1.0, gate: str = "sigmoid") -> Pair:
+    assert gate == "sigmoid"
+    z = logits[task_ids] if noise is None else (logits[task_ids] + np.log(noise) - np.log1p(-noise)) / temperature
+    s = 1 / (1 + np.exp(-z))
+    w = s / (s.sum(axis=2, keepdims=True) + 1e-12)
+    return w, (logits, task_ids, s, w, 1.0 if noise is None else temperature)
+
+
+def task_router_backward(saved: Any, dy: Any) -> Grads:
+    logits, task_ids, s, w, temperature = saved
+    ds = (dy - (dy * w).sum(axis=2, keepdims=True)) / (s.sum(axis=2, keepdims=True) + 1e-12)
+    dlogits = np.zeros_like(logits)
+    np.add.at(dlogits, task_ids, ds * s * (1 - s) / temperature)
+    return {"dlogits": dlogits}
+
+
+def cross_entropy(logits: Any, labels: Any, starts: Any = None, ends: Any = None, weights: Any = None) -> Pair:
+    rows, columns = np.arange(len(labels)), np.arange(logits.shape[1])
+    starts = np.zeros_like(labels) if starts is None else starts
+    ends = np.full_like(labels, logits.shape[1]) if ends is None else ends
+    outside = (columns < starts[:, None]) | (columns >= ends[:, None])
+    x = np.where(outside, -np.inf, logits)
+    top = x.max(axis=1, keepdims=True)
+    p = np.exp(x - top)
+    per_example = np.log(p.sum(axis=1)) + top[:, 0] - logits[rows, labels]
+    w = np.ones(len(labels)) if weights is None else weights
+    w = w / w.sum() if w.sum() else w * 0
+    onehot = columns == labels[:, None]
+    return np.asarray((w * per_example).sum()), (p / p.sum(axis=1, keepdims=True) - onehot) * w[:, None]
+
+
+def cross_entropy_backward(saved: Any, dy: Any) -> Grads:
+    return {"dlogits": saved * dy}
+
+
+def mse(predictions: Any, targets: Any, weights: Any = None) -> Pair:
+    w = np.ones(len(targets)) if weights is None else weights
+    w = w / w.sum() if w.sum() else w * 0
+    return np.asarray((w * (predictions - targets) ** 2).sum()), 2 * w * (predictions - targets)
+
+
+def mse_backward(saved: Any, dy: Any) -> Grads:
+    return {"dpredictions": saved * dy}
+
+
+def attention(
+    q: Any, k: Any, v: Any, cu_seqlens: Any, n_heads: int, scale: Any = None, causal: bool = False
+) -> Pair:
+    out, hd = np.zeros_like(q), q.shape[1] // n_heads
+    scale = 1 / math.sqrt(hd) if scale is None else scale
+    probabilities = []
+    for a, b in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+        if a == b:
+            continue
+        for h in range(n_heads):
+            at = slice(a, b), slice(h * hd, (h + 1) * hd)
+            x = scale * q[at] @ k[at].T
+            x = np.where(np.triu(np.ones((b - a, b - a), bool), 1), -np.inf, x) if causal else x
+            p = np.exp(x - x.max(axis=1, keepdims=True))
+            p = p / p.sum(axis=1, keepdims=True)
+            out[at] = p @ v[at]
+            probabilities.append((at, p))
+    return out, (q, k, v, scale, probabilities)
+
+
+def attention_backward(saved: Any, dy: Any) -> Grads:
+    q, k, v, scale, probabilities = saved
+    dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    for at, p in probabilities:
+        dp = dy[at] @ v[at].T
+        ds = scale * p * (dp - (p * dp).sum(axis=1, keepdims=True))
+        dq[at], dk[at], dv[at] = ds @ k[at], ds.T @ q[at], p.T @ dy[at]
+    return {"dq": dq, "dk": dk, "dv": dv}

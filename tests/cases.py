@@ -37,7 +37,10 @@ class Case(NamedTuple):
 
 def cast(args: Args, dtype: str) -> Args:
     """The arguments with every float64 array in ``dtype``."""
-    return {k: v.astype(dtype) if isinstance(v, np.ndarray) and v.dtype == np.float64 else v for k, v in args.items()}
+    return {
+        k: v.astype(dtype) if isinstance(v, np.ndarray) and v.dtype == np.float64 else v
+        for k, v in args.items()
+    }
 
 
 def lengths_to_cu_seqlens(lengths: Any) -> np.ndarray:
@@ -51,62 +54,330 @@ LARGE = 300_000  # values: several threads take part
 
 def add_cases() -> Iterator[Case]:
     for n in (*COUNTS, LARGE):
+
         def make(rng: np.random.Generator, n: int = n) -> Args:
             return {"a": rng.normal(size=(n,)), "b": rng.normal(size=(n,))}
-        yield Case("add", f"n={n}", make, ("a", "b"), {"float32": 1e-7, "float64": 1e-15}, n, 12.0 * n, big=n == LARGE)
+
+        yield Case(
+            "add",
+            f"n={n}",
+            make,
+            ("a", "b"),
+            {"float32": 1e-7, "float64": 1e-15},
+            n,
+            12.0 * n,
+            big=n == LARGE,
+        )
 
 
 def dropout_cases() -> Iterator[Case]:
     for n in (*COUNTS, LARGE):
+
         def make(rng: np.random.Generator, n: int = n) -> Args:
             return {"x": rng.normal(size=(n, 1)), "mask_scale": (rng.random((n, 1)) < 0.9) / 0.9}
-        yield Case("dropout", f"n={n}", make, ("x",), {"float32": 1e-7, "float64": 1e-15}, n, 12.0 * n, big=n == LARGE)
+
+        yield Case(
+            "dropout",
+            f"n={n}",
+            make,
+            ("x",),
+            {"float32": 1e-7, "float64": 1e-15},
+            n,
+            12.0 * n,
+            big=n == LARGE,
+        )
 
 
 def scale_by_cases() -> Iterator[Case]:
     for n in (*COUNTS, LARGE):
+
         def make(rng: np.random.Generator, n: int = n) -> Args:
             return {"x": rng.normal(size=(n,)), "log_scale": rng.normal(size=1)}
-        yield Case("scale_by", f"n={n}", make, ("x", "log_scale"), {"float32": 3e-7, "float64": 1e-14}, n, 8.0 * n,
-                   big=n == LARGE)
+
+        yield Case(
+            "scale_by",
+            f"n={n}",
+            make,
+            ("x", "log_scale"),
+            {"float32": 3e-7, "float64": 1e-14},
+            n,
+            8.0 * n,
+            big=n == LARGE,
+        )
 
 
 def gelu_cases() -> Iterator[Case]:
     for approximate in ("none", "tanh"):
         for n in (*COUNTS, LARGE):
+
             def make(rng: np.random.Generator, n: int = n, approximate: str = approximate) -> Args:
                 return {"x": rng.normal(size=(n,)) * 3, "approximate": approximate}
-            yield Case("gelu", f"{approximate} n={n}", make, ("x",), {"float32": 2e-6, "float64": 1e-13}, 30.0 * n, 8.0 * n,
-                       floor=1.0, big=n == LARGE)
+
+            yield Case(
+                "gelu",
+                f"{approximate} n={n}",
+                make,
+                ("x",),
+                {"float32": 2e-6, "float64": 1e-13},
+                30.0 * n,
+                8.0 * n,
+                floor=1.0,
+                big=n == LARGE,
+            )
 
 
 def layer_norm_cases() -> Iterator[Case]:
     sizes = [(0, 5), (1, 1), (3, 2), (127, 15), (128, 16), (129, 17), (300, 33), (700, 384)]
     for n, d in sizes:
         for residual in (False, True):
+
             def make(rng: np.random.Generator, n: int = n, d: int = d, residual: bool = residual) -> Args:
-                args = {"x": rng.normal(size=(n, d)) + 0.5, "weight": rng.normal(size=d), "bias": rng.normal(size=d), "eps": 1e-5}
+                args = {
+                    "x": rng.normal(size=(n, d)) + 0.5,
+                    "weight": rng.normal(size=d),
+                    "bias": rng.normal(size=d),
+                    "eps": 1e-5,
+                }
                 return {**args, "residual": rng.normal(size=(n, d))} if residual else args
+
             wrt = ("x", "weight", "bias", "residual") if residual else ("x", "weight", "bias")
-            yield Case("layer_norm", f"N={n} D={d}{' residual' if residual else ''}", make, wrt, {"float32": 3e-6, "float64": 1e-12},
-                       8.0 * n * d, (12.0 if residual else 8.0) * n * d,
-                       floor=1e3 if d < 3 else 1e-2, big=d == 384)  # one or two columns: dx is a difference of large numbers
+            yield Case(
+                "layer_norm",
+                f"N={n} D={d}{' residual' if residual else ''}",
+                make,
+                wrt,
+                {"float32": 3e-6, "float64": 1e-12},
+                8.0 * n * d,
+                (12.0 if residual else 8.0) * n * d,
+                floor=1e3 if d < 3 else 1e-2,
+                big=d == 384,
+            )  # one or two columns: dx is a difference of large numbers
 
 
 def l2_normalize_cases() -> Iterator[Case]:
     for b, d in [(0, 3), (1, 1), (2, 17), (129, 31), (1000, 384)]:
+
         def make(rng: np.random.Generator, b: int = b, d: int = d) -> Args:
             return {"x": rng.normal(size=(b, d))}
-        yield Case("l2_normalize", f"B={b} D={d}", make, ("x",), {"float32": 1e-6, "float64": 1e-13}, 3.0 * b * d, 8.0 * b * d,
-                   floor=1.0, big=d == 384)
+
+        yield Case(
+            "l2_normalize",
+            f"B={b} D={d}",
+            make,
+            ("x",),
+            {"float32": 1e-6, "float64": 1e-13},
+            3.0 * b * d,
+            8.0 * b * d,
+            floor=100.0 if d == 1 else 1.0,
+            big=d == 384,
+        )
 
     def tiny(rng: np.random.Generator) -> Args:
         return {"x": rng.normal(size=(3, 5)) * 1e-3, "eps": 1.0}
+
     yield Case("l2_normalize", "shorter than eps", tiny, ("x",), {"float32": 1e-6, "float64": 1e-13})
+
+
+def embedding_cases() -> Iterator[Case]:
+    for n, v, d in [(0, 3, 4), (1, 1, 1), (17, 5, 3), (129, 40, 65), (2000, 300, 128)]:
+
+        def make(rng: np.random.Generator, n: int = n, v: int = v, d: int = d) -> Args:
+            return {"ids": rng.integers(0, v, size=n), "table": rng.normal(size=(v, d))}
+
+        yield Case(
+            "embedding",
+            f"N={n} V={v} D={d}",
+            make,
+            ("table",),
+            {"float32": 1e-6, "float64": 1e-14},
+            0,
+            8.0 * n * d,
+            big=n == 2000,
+        )
+
+
+def mean_pool_cases() -> Iterator[Case]:
+    for name, lengths, d in [
+        ("no examples", [], 3),
+        ("empty ones", [0, 1, 0, 5, 0], 7),
+        ("D=1", [1, 2, 129], 1),
+        ("mixed", [128, 1, 300, 17], 384),
+        ("many", [100] * 32, 384),
+    ]:
+
+        def make(rng: np.random.Generator, lengths: list[int] = lengths, d: int = d) -> Args:
+            return {"x": rng.normal(size=(sum(lengths), d)), "cu_seqlens": lengths_to_cu_seqlens(lengths)}
+
+        n = sum(lengths)
+        yield Case(
+            "mean_pool",
+            name,
+            make,
+            ("x",),
+            {"float32": 2e-6, "float64": 1e-14},
+            1.0 * n * d,
+            4.0 * n * d,
+            big=name == "many",
+        )
+
+
+def task_router_cases() -> Iterator[Case]:
+    sizes = [
+        (1, 1, 1, 1, True),
+        (3, 0, 2, 4, True),
+        (5, 4, 1, 8, False),
+        (5, 7, 3, 5, True),
+        (20, 32, 8, 8, True),
+    ]
+    for t, g, q, s, noisy in sizes:
+
+        def make(
+            rng: np.random.Generator, t: int = t, g: int = g, q: int = q, s: int = s, noisy: bool = noisy
+        ) -> Args:
+            args = {"logits": rng.normal(size=(t, q, s)), "task_ids": rng.integers(0, t, size=g)}
+            return (
+                {**args, "noise": rng.uniform(0.01, 0.99, size=(g, q, s)), "temperature": 0.7}
+                if noisy
+                else args
+            )
+
+        yield Case(
+            "task_router",
+            f"T={t} G={g} Q={q} S={s}{' noise' if noisy else ''}",
+            make,
+            ("logits",),
+            {"float32": 1e-6, "float64": 1e-14},
+            20.0 * g * q * s,
+            16.0 * g * q * s,
+            floor=0.1,
+            big=g == 32,
+        )
+
+
+def cross_entropy_cases() -> Iterator[Case]:
+    for b, c in [(0, 3), (1, 1), (5, 2), (17, 16), (16, 33), (33, 129), (700, 300)]:
+        for ranged in (False, True):
+
+            def make(rng: np.random.Generator, b: int = b, c: int = c, ranged: bool = ranged) -> Args:
+                args = {"logits": rng.normal(size=(b, c)) * 4}
+                if not ranged:
+                    return {**args, "labels": rng.integers(0, c, size=b)}
+                starts = rng.integers(0, c, size=b)
+                ends = rng.integers(starts + 1, c + 1)
+                return {
+                    **args,
+                    "labels": rng.integers(starts, ends),
+                    "starts": starts,
+                    "ends": ends,
+                    "weights": rng.uniform(0.5, 2, size=b),
+                }
+
+            yield Case(
+                "cross_entropy",
+                f"B={b} C={c}{' ranges, weights' if ranged else ''}",
+                make,
+                ("logits",),
+                {"float32": 1e-6, "float64": 1e-13},
+                20.0 * b * c,
+                4.0 * b * c,
+                big=b == 700,
+            )
+
+    def skipped(rng: np.random.Generator) -> Args:
+        return {"logits": rng.normal(size=(3, 4)), "labels": np.array([0, 1, 2]), "weights": np.zeros(3)}
+
+    yield Case("cross_entropy", "weights 0", skipped, ("logits",), {"float32": 0, "float64": 0})
+
+
+def mse_cases() -> Iterator[Case]:
+    for b in (*COUNTS, 5000):
+
+        def make(rng: np.random.Generator, b: int = b) -> Args:
+            args = {"predictions": rng.normal(size=b), "targets": rng.normal(size=b)}
+            return {**args, "weights": rng.uniform(0.5, 2, size=b)} if b % 2 else args
+
+        yield Case(
+            "mse",
+            f"B={b}",
+            make,
+            ("predictions",),
+            {"float32": 1e-6, "float64": 1e-14},
+            4.0 * b,
+            8.0 * b,
+            big=b == 5000,
+        )
+
+
+def attention_cases() -> Iterator[Case]:
+    lengths = [0, 1, 15, 16, 17, 0, 31, 33]
+    sizes = [
+        ("no examples", [], 2, 8),
+        ("B=1 L=0", [0], 1, 4),
+        ("L=1", [1], 3, 5),
+        ("short", lengths, 2, 32),
+        ("odd head", [17, 2], 3, 7),
+        ("127 to 129", [127, 128, 129], 1, 33),
+        ("head 64", [40, 65], 2, 64),
+        ("long", [300], 2, 32),
+        ("many", [128, 100, 1, 512], 4, 32),
+    ]
+    for name, lengths, h, hd in sizes:
+        for causal in (False, True):
+            n = sum(lengths)
+
+            def make(
+                rng: np.random.Generator,
+                lengths: list[int] = lengths,
+                h: int = h,
+                hd: int = hd,
+                causal: bool = causal,
+                n: int = n,
+            ) -> Args:
+                q, k, v = (rng.normal(size=(n, h * hd)) for _ in range(3))
+                return {
+                    "q": 2 * q,
+                    "k": k,
+                    "v": v,
+                    "cu_seqlens": lengths_to_cu_seqlens(lengths),
+                    "n_heads": h,
+                    "causal": causal,
+                }
+
+            flops = 4.0 * h * hd * sum(x * x for x in lengths) / (2 if causal else 1)
+            yield Case(
+                "attention",
+                f"{name} H={h} d={hd}{' causal' if causal else ''}",
+                make,
+                ("q", "k", "v"),
+                {"float32": 4e-6, "float64": 1e-13},
+                flops,
+                16.0 * n * h * hd,
+                floor=1.0,
+                big=name == "many",
+            )
+
+    def scaled(rng: np.random.Generator) -> Args:
+        q, k, v = (rng.normal(size=(20, 6)) for _ in range(3))
+        return {"q": q, "k": k, "v": v, "cu_seqlens": np.array([0, 20]), "n_heads": 2, "scale": 0.3}
+
+    yield Case("attention", "scale", scaled, ("q", "k", "v"), {"float32": 4e-6, "float64": 1e-13}, floor=1.0)
 
 
 CASES = [
     case
-    for cases in (add_cases, dropout_cases, scale_by_cases, gelu_cases, layer_norm_cases, l2_normalize_cases)
+    for cases in (
+        add_cases,
+        dropout_cases,
+        scale_by_cases,
+        gelu_cases,
+        layer_norm_cases,
+        l2_normalize_cases,
+        embedding_cases,
+        mean_pool_cases,
+        task_router_cases,
+        cross_entropy_cases,
+        mse_cases,
+        attention_cases,
+    )
     for case in cases()
 ]

@@ -26,4 +26,6 @@ def test_backward_is_the_derivative(case: Case) -> None:
         difference = (plus - minus) / (2 * STEP)
         slope = float(np.sum(grads["d" + name] * v))
         scale = float(np.sqrt(np.sum(grads["d" + name] ** 2) * np.sum(v**2))) + 1e-3
-        assert abs(slope - difference) <= 2e-6 * scale, f"{case}: d{name} gives {slope}, finite differences {difference}"
+        assert abs(slope - difference) <= 2e-6 * scale, (
+            f"{case}: d{name} gives {slope}, finite differences {difference}"
+        )

@@ -49,14 +49,19 @@ def compare(case: Case, got: dict[str, np.ndarray], want: dict[str, np.ndarray],
             continue
         scale = max(float(np.max(np.abs(want[name]))), case.floor)
         error = float(np.max(np.abs(got[name] - want[name]))) / scale
-        assert error <= tol, f"{case}: {name} is off by {error:.3g} of its largest value, expected at most {tol:.3g}"
+        assert error <= tol, (
+            f"{case}: {name} is off by {error:.3g} of its largest value, expected at most {tol:.3g}"
+        )
 
 
 def exact(case: Case, dtype: str) -> tuple[Args, np.ndarray, dict[str, np.ndarray]]:
     """Arguments in ``dtype``, dy, and what the reference makes of them in float64."""
     rng = generator(case)
     args = cast(case.make(rng), dtype)
-    wide = {k: v.astype(np.float64) if isinstance(v, np.ndarray) and v.dtype.kind == "f" else v for k, v in args.items()}
+    wide = {
+        k: v.astype(np.float64) if isinstance(v, np.ndarray) and v.dtype.kind == "f" else v
+        for k, v in args.items()
+    }
     y, _ = getattr(R, case.op)(**wide)
     dy = dy_for(case, rng, y).astype(dtype)
     return args, dy, run(R, case, wide, dy.astype(np.float64))

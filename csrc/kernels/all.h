@@ -3,6 +3,7 @@
 #define vec FN(vec)
 #define LANES ((ptrdiff_t)(VBYTES / sizeof(real)))
 typedef real vec __attribute__((vector_size(VBYTES), aligned(sizeof(real)), may_alias));
+#include "peak.h"
 #include "gemm.h"
 #include "lowrank.h"
 #include "mix.h"
@@ -10,6 +11,12 @@ typedef real vec __attribute__((vector_size(VBYTES), aligned(sizeof(real)), may_
 #include "activation.h"
 #include "elementwise.h"
 #include "norm.h"
+#include "attention.h"
+#include "gather.h"
+#include "loss.h"
+#include "route.h"
+#include "adam.h"
+#include "random.h"
 #define PM_ENTRY(name, args) .name = FN(name),
 static const struct PM_CAT(pm_kernels, DT) FN(kernels) = { PM_KERNELS(PM_ENTRY, real) };
 #undef PM_ENTRY
@@ -19,5 +26,6 @@ static const struct PM_CAT(pm_kernels, DT) FN(kernels) = { PM_KERNELS(PM_ENTRY, 
 #undef mask
 #undef PM_SINGLE
 #undef PANEL
+#undef PEAK_CHAINS
 #undef real
 #undef DT

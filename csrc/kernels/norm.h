@@ -31,7 +31,7 @@ static void FN(layer_norm_fwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict x,
             y_n[d] -= mu;
             square += y_n[d] * y_n[d];
         }
-        const real inv = 1 / (real)sqrt((square + FN(vsum)(squares)) / (real)D + eps);
+        const real inv = 1 / FN(root)((square + FN(vsum)(squares)) / (real)D + eps);
         for (d = 0; d + LANES <= D; d += LANES)
             *(vec *)(y_n + d) = *(const vec *)(y_n + d) * inv * *(const vec *)(weight + d) + *(const vec *)(bias + d);
         for (; d < D; d++) y_n[d] = y_n[d] * inv * weight[d] + bias[d];

@@ -15,6 +15,8 @@ PM_INLINE vec FN(vmin)(vec x, vec limit) { return FN(select)(x > limit, limit, x
 PM_INLINE vec FN(vmax)(vec x, vec limit) { return FN(select)(x < limit, limit, x); }
 PM_INLINE vec FN(vabs)(vec x) { return FN(vmax)(x, -x); }
 
+PM_INLINE real FN(root)(real x) { return sizeof x == sizeof(float) ? (real)sqrtf((float)x) : (real)sqrt((double)x); }
+
 PM_INLINE real FN(vsum)(vec x)
 {
     real sum = 0;
@@ -29,7 +31,7 @@ PM_INLINE real FN(vtop)(vec x)
     return top;
 }
 
-/* The first n < LANES elements; the other lanes are `fill`. */
+/* The first n <= LANES elements; the other lanes are `fill`. */
 PM_INLINE vec FN(load_part)(const real *x, ptrdiff_t n, real fill)
 {
     vec v = FN(splat)(fill);

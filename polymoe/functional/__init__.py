@@ -5,6 +5,7 @@ gradients are ``d`` + the argument's name, None where there is no gradient; ``ne
 :mod:`polymoe.reference` says what every operation computes; :mod:`polymoe.tape` records them.
 """
 
+from polymoe.functional.attention import attention, attention_backward
 from polymoe.functional.dense import dense, dense_backward
 from polymoe.functional.elementwise import (
     add,
@@ -16,28 +17,46 @@ from polymoe.functional.elementwise import (
     scale_by,
     scale_by_backward,
 )
+from polymoe.functional.gather import embedding, embedding_backward, mean_pool, mean_pool_backward
 from polymoe.functional.linear import PackedWeight, linear, linear_backward
+from polymoe.functional.loss import cross_entropy, cross_entropy_backward, mse, mse_backward
 from polymoe.functional.mix import mix, mix_backward
 from polymoe.functional.norm import l2_normalize, l2_normalize_backward, layer_norm, layer_norm_backward
+from polymoe.functional.optimizer import adamw_step, global_norm
+from polymoe.functional.route import task_router, task_router_backward
 
 __all__ = [
     "PackedWeight",
+    "adamw_step",
     "add",
     "add_backward",
+    "attention",
+    "attention_backward",
+    "cross_entropy",
+    "cross_entropy_backward",
     "dense",
     "dense_backward",
     "dropout",
     "dropout_backward",
+    "embedding",
+    "embedding_backward",
     "gelu",
     "gelu_backward",
+    "global_norm",
     "l2_normalize",
     "l2_normalize_backward",
     "layer_norm",
     "layer_norm_backward",
     "linear",
     "linear_backward",
+    "mean_pool",
+    "mean_pool_backward",
     "mix",
     "mix_backward",
+    "mse",
+    "mse_backward",
     "scale_by",
     "scale_by_backward",
+    "task_router",
+    "task_router_backward",
 ]

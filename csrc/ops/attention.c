@@ -1,0 +1,69 @@
+/* attention.c -- attention over packed sequences (kernels/attention.h); an item is one head of one example, which owns its part of
+ * every output, so nothing is summed across threads. */
+#ifndef DT
+#define PM_SELF "../ops/attention.c"
+#include <stdatomic.h>
+#include "dtypes.h"
+#else
+
+struct FN(attention) {
+    ptrdiff_t N, H, d;
+    const int64_t *cu_seqlens;
+    const real *q, *k, *v, *dout, *out_saved, *lse_saved;
+    real scale, *out, *lse, *dq, *dk, *dv;
+    int causal;
+    atomic_int failed;    /* memory ran out in some item */
+};
+
+static void FN(attention_item)(void *ctx, ptrdiff_t item)
+{
+    struct FN(attention) *c = ctx;
+    const ptrdiff_t b = item / c->H, h = item % c->H, n0 = c->cu_seqlens[b], L = c->cu_seqlens[b + 1] - n0;
+    const ptrdiff_t ld = c->H * c->d, at = n0 * ld + h * c->d, row = h * c->N + n0;
+    ptrdiff_t values;
+    if (L == 0) return;
+    K->attention_scratch(L, c->d, c->dout != NULL, &values);
+    real *scratch = pm_block_get((size_t)values * sizeof(real));
+    if (!scratch) {
+        atomic_store(&c->failed, 1);
+        return;
+    }
+    if (c->dout)
+        K->attention_bwd(L, c->d, ld, c->q + at, c->k + at, c->v + at, c->out_saved + at, c->lse_saved + row, c->dout + at, c->scale,
+                         c->causal, scratch, c->dq + at, c->dk + at, c->dv + at);
+    else
+        K->attention_fwd(L, c->d, ld, c->q + at, c->k + at, c->v + at, c->scale, c->causal, scratch, c->out + at, c->lse + row);
+    pm_block_put(scratch);
+}
+
+/* flops of the forward products */
+static double FN(attention_work)(ptrdiff_t B, const int64_t *cu_seqlens, ptrdiff_t D)
+{
+    double work = 0;
+    for (ptrdiff_t b = 0; b < B; b++) {
+        const double L = (double)(cu_seqlens[b + 1] - cu_seqlens[b]);
+        work += 4 * L * L * (double)D;
+    }
+    return work;
+}
+
+/* Both return -1 when memory is out. */
+int FN(pm_attention_fwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t d, const int64_t *cu_seqlens, const real *q, const real *k,
+                         const real *v, double scale, int causal, real *out, real *lse)
+{
+    struct FN(attention) c = { .N = N, .H = H, .d = d, .cu_seqlens = cu_seqlens, .q = q, .k = k, .v = v, .scale = (real)scale,
+                               .causal = causal, .out = out, .lse = lse };
+    pm_parallel(B * H, FN(attention_work)(B, cu_seqlens, H * d), FN(attention_item), &c);
+    return -atomic_load(&c.failed);
+}
+
+int FN(pm_attention_bwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t d, const int64_t *cu_seqlens, const real *dout, const real *q,
+                         const real *k, const real *v, const real *out, const real *lse, double scale, int causal, real *dq, real *dk,
+                         real *dv)
+{
+    struct FN(attention) c = { .N = N, .H = H, .d = d, .cu_seqlens = cu_seqlens, .q = q, .k = k, .v = v, .scale = (real)scale,
+                               .causal = causal, .out_saved = out, .lse_saved = lse, .dout = dout, .dq = dq, .dk = dk, .dv = dv };
+    pm_parallel(B * H, 2.5 * FN(attention_work)(B, cu_seqlens, H * d), FN(attention_item), &c);
+    return -atomic_load(&c.failed);
+}
+#endif

@@ -1,0 +1,56 @@
+"""Softmax attention over packed sequences."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from polymoe import _core
+from polymoe.functional._arrays import Array, index, like, real
+
+
+class AttentionSaved(NamedTuple):
+    """What :func:`attention` keeps: its inputs and output, and ``lse`` [H, N], the log-sum-exp of every query's scores."""
+
+    q: Array
+    k: Array
+    v: Array
+    out: Array
+    lse: Array
+    cu_seqlens: Array
+    n_heads: int
+    scale: float
+    causal: bool
+
+
+class AttentionGrads(NamedTuple):
+    """Gradients of :func:`attention`."""
+
+    dq: Array
+    dk: Array
+    dv: Array
+
+
+def attention(
+    q: Any, k: Any, v: Any, cu_seqlens: Any, n_heads: int, scale: float | None = None, causal: bool = False
+) -> tuple[Array, AttentionSaved]:
+    """``softmax(scale q k^T) v`` inside every example, head by head: ``q``, ``k``, ``v`` and the result are [N, H * head size].
+
+    ``scale`` is 1 / sqrt(head size) when None; ``causal``: a token sees itself and what comes before. The scores are never stored:
+    backward computes them again. Vaswani et al. 2017, arXiv 1706.03762; recomputation: Dao et al. 2022, arXiv 2205.14135.
+    """
+    q, cu_seqlens = real(q), index(cu_seqlens, "cu_seqlens")
+    k, v = like(q, k), like(q, v)
+    if scale is None:
+        scale = 1 / math.sqrt(max(q.shape[-1] // n_heads, 1)) if n_heads > 0 else 1.0
+    out, lse = _core.empty(q.shape, q.dtype), _core.empty((max(n_heads, 0), *q.shape[:1]), q.dtype)
+    _core.attention_fwd(q, k, v, cu_seqlens, n_heads, scale, causal, out, lse)
+    return out, AttentionSaved(q, k, v, out, lse, cu_seqlens, n_heads, scale, causal)
+
+
+def attention_backward(saved: AttentionSaved, dy: Any) -> AttentionGrads:
+    """``dq``, ``dk``, ``dv`` [N, H * head size]."""
+    q, k, v, out, lse, cu_seqlens, n_heads, scale, causal = saved
+    dq, dk, dv = (_core.empty(q.shape, q.dtype) for _ in range(3))
+    _core.attention_bwd(like(q, dy), q, k, v, out, lse, cu_seqlens, n_heads, scale, causal, dq, dk, dv)
+    return AttentionGrads(dq, dk, dv)
