@@ -188,20 +188,20 @@ class AdaptedModel(Module):
         self, folder: str | os.PathLike[str], adapter_name: str | None = None, **options: Any
     ) -> None:
         """Save an adapter (the active one) as :func:`polymoe.interop.peft.save_adapter` does."""
-        from polymoe.interop import peft
+        from polymoe.interop.peft import save_adapter
 
         name = self.active_adapter if adapter_name is None else adapter_name
-        peft.save_adapter(self.base, self._named(name), folder, **options)
+        save_adapter(self.base, self._named(name), folder, **options)
 
     def load_adapter(
         self, folder: str | os.PathLike[str], adapter_name: str = "default", **options: Any
     ) -> None:
         """Add an adapter from a folder, as :func:`polymoe.interop.peft.read_adapter` reads it; active
         when it is the first."""
-        from polymoe.interop import peft
+        from polymoe.interop.peft import read_adapter
 
         self._check_new(adapter_name)
-        self._hold(adapter_name, peft.read_adapter(self.base, folder, **options))
+        self._hold(adapter_name, read_adapter(self.base, folder, **options))
 
     def extra_repr(self) -> str:
         """The adapter in use."""

@@ -1,0 +1,281 @@
+"""Adapters on disk, in the layout of Hugging Face PEFT; PEFT itself is not needed.
+
+    adapter_config.json        PEFT's fields; peft_type LORA, POLY (Poly and MHR), or POLYMOE for what PEFT
+                               lacks
+    adapter_model.safetensors  PEFT's names and shapes
+    polymoe.json               what PEFT's files cannot say: parts, task names, base, format version. Written
+                               last, it vouches for the weights by their SHA-256
+    README.md                  a card; one that somebody wrote is left alone
+
+    here                       there, after "base_model.model." and the module's name
+    lora_A [1, r, D]           lora_A.weight (r, D)                                  LORA
+    lora_B [1, r, O]           lora_B.weight (O, r)
+    lora_A [S, r, D]           poly_lora_A (Q, S, D/Q, r)                            POLY, POLYMOE
+    lora_B [S, r, O]           poly_lora_B (Q, S, r, O/Q)
+    logits [T, Q, S]           poly_router.module_logits (T, Q*S)
+
+PEFT's Poly knows no alpha, so lora_B is stored times lora_alpha where that loses no bit: for powers of two
+from 1 on. Poly with another alpha, or with rank_pattern or alpha_pattern, is POLYMOE, which PEFT refuses
+rather than computes wrongly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import polymoe
+from polymoe.adapters.config import AdapterConfig
+from polymoe.adapters.inject import Adapter, inject
+from polymoe.adapters.methods import METHODS
+from polymoe.adapters.model import AdaptedModel
+from polymoe.batch import TaskRegistry
+from polymoe.files import (
+    PathLike,
+    json_bytes,
+    parse_safetensors,
+    read_json,
+    safetensors_bytes,
+    write_files,
+)
+from polymoe.interop import peft_config
+
+FORMAT_VERSION = 1
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+OURS, CARD = "polymoe.json", "README.md"
+PICKLE = "adapter_model.bin"
+PREFIX = "base_model.model."
+MARK = "<!-- written by polymoe; a card without this line is not overwritten -->"
+
+_LORA = {"experts.lora_A": "lora_A.weight", "experts.lora_B": "lora_B.weight"}
+_POLY = {
+    "experts.lora_A": "poly_lora_A",
+    "experts.lora_B": "poly_lora_B",
+    "router.logits": "poly_router.module_logits",
+}
+
+
+def _to_disk(key: str, array: np.ndarray, heads: int) -> np.ndarray:
+    """An array of ours as PEFT has it under this key."""
+    if key in _LORA.values():
+        return array[0] if key == "lora_A.weight" else array[0].T
+    if key == "poly_router.module_logits":
+        return array.reshape(len(array), -1)
+    blocks = np.reshape(array, (*array.shape[:2], heads, -1))  # [S, r, Q, D/Q]
+    return np.transpose(blocks, (2, 0, 3, 1) if key == "poly_lora_A" else (2, 0, 1, 3))
+
+
+def _from_disk(key: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse, into an array of the given shape."""
+    if key in _LORA.values():
+        return (array if key == "lora_A.weight" else array.T)[None]
+    if key != "poly_router.module_logits":
+        array = array.transpose((1, 3, 0, 2) if key == "poly_lora_A" else (1, 2, 0, 3))
+    return array.reshape(shape)
+
+
+def _keys(adapter: Adapter, peft_type: str) -> list[tuple[str, str, Any]]:
+    """(key in the file, PEFT's name of the parameter, parameter) of all parameters."""
+    names = _LORA if peft_type == "LORA" else _POLY
+    return [
+        (f"{PREFIX}{module}.{names[name]}", names[name], parameter)
+        for module, layer in adapter.layers.items()
+        for name, parameter in layer.named_parameters()
+    ]
+
+
+def _folded(config: AdapterConfig, peft_type: str) -> float:
+    """What lora_B is multiplied by in the file."""
+    return config.lora_alpha if peft_type == "POLY" and config.lora_alpha is not None else 1.0
+
+
+def tensors(adapter: Adapter) -> dict[str, np.ndarray]:
+    """The content of ``adapter_model.safetensors``."""
+    kind = peft_config.peft_type(adapter.config)
+    fold, heads = _folded(adapter.config, kind), adapter.config.n_splits
+    found = {}
+    for key, name, parameter in _keys(adapter, kind):
+        array = parameter.data * parameter.data.dtype.type(fold) if name == "poly_lora_B" else parameter.data
+        found[key] = _to_disk(name, array, heads)
+    return found
+
+
+def save_adapter(
+    base: Any,
+    adapter: Adapter,
+    folder: PathLike,
+    *,
+    task_type: str | None = "FEATURE_EXTRACTION",
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Save an adapter of ``base`` into a folder, all files or none.
+
+    ``task_type``: as PEFT has it; PEFT's models pass task ids on only with one. ``provenance``: anything
+    JSON can hold, kept in polymoe.json. Raises OSError where the folder cannot be written, and ValueError
+    for weights that are not finite.
+    """
+    folder = Path(folder)
+    arrays = tensors(adapter)
+    if bad := [key for key, array in arrays.items() if not np.isfinite(array).all()]:
+        raise ValueError(f"{folder}: expected finite weights, got NaN or infinity in {', '.join(bad)}")
+    weights = safetensors_bytes(arrays, {"format": "pt"})
+    name = getattr(base, "name", None)
+    ours = {
+        "format_version": FORMAT_VERSION,
+        "method": adapter.config.method,
+        "config": adapter.config.to_dict(),
+        "tasks": list(adapter.tasks.names),
+        "base": {
+            "name": name,
+            "model_type": getattr(base, "model_type", None),
+            "fingerprint": getattr(base, "fingerprint", None),
+        },
+        "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(weights).hexdigest()},
+        "provenance": {**(provenance or {}), "polymoe_version": polymoe.__version__},
+    }
+    config = peft_config.to_peft(adapter, name, task_type)
+    files = {WEIGHTS: weights, CONFIG: json_bytes(config)}
+    if not (folder / CARD).exists() or MARK in (folder / CARD).read_text(encoding="utf-8", errors="replace"):
+        files[CARD] = card(adapter, name, str(config["peft_type"])).encode()
+    write_files(folder, {**files, OURS: json_bytes(ours)})
+
+
+def card(adapter: Adapter, base_name: str | None, peft_type: str) -> str:
+    """The text of README.md."""
+    config, ours = adapter.config, peft_type == "POLYMOE"
+    method = METHODS[config.method]
+    sizes = f"r = {config.r}, {config.n_skills} skills, {config.n_splits} heads, {len(adapter.layers)} layers"
+    loads = ["model = polymoe.load_adapter(polymoe.load_base(NAME_OR_FOLDER), FOLDER)"]
+    if not ours:
+        loads.append("model = peft.PeftModel.from_pretrained(TORCH_MODEL, FOLDER)")
+    return "\n".join(
+        [
+            "---",
+            f"library_name: {'polymoe' if ours else 'peft'}",
+            f"tags: [polymoe, {config.method}]",
+            "---",
+            MARK,
+            "",
+            f"# {method.title}",
+            "",
+            f"An adapter for `{base_name}`, by method `{config.method}` ({method.source}): {sizes}.",
+            "",
+            f"Tasks, in the order of their ids: {', '.join(adapter.tasks.names) or 'none named'}.",
+            "",
+            "```python",
+            *loads,
+            "```",
+            "",
+        ]
+    )
+
+
+def read_adapter(
+    base: Any, folder: PathLike, *, tasks: Iterable[str] | None = None, check_base: bool = True
+) -> Adapter:
+    """The adapter in a folder that polymoe or PEFT (LORA, POLY) wrote, for ``base``.
+
+    ``tasks``: names of the tasks where the folder does not say them (PEFT's does not; task_0, task_1 ...
+    without). ``check_base`` False takes an adapter that was made on other weights.
+
+    Raises FileNotFoundError for a missing file; ValueError that names the file for one that is broken or
+    cut short, another base than the adapter was made on, weights that are missing, unexpected or of another
+    shape (they are listed), a newer format, a setting of PEFT's that is not supported, and weights stored
+    as a pickle.
+    """
+    folder = Path(folder)
+    settings = _read_object(folder / CONFIG)
+    kind = peft_config.check_type(settings, folder / CONFIG)
+    data = _read_weights(folder)
+    if (folder / OURS).is_file():
+        config, registry = _read_ours(base, folder, data, check_base)
+        if tasks is not None and TaskRegistry(tasks) != registry:
+            raise ValueError(f"tasks: expected those of {folder / OURS}, {list(registry.names)}, got others")
+        fold = _folded(config, kind)
+    else:
+        config, n_tasks = peft_config.from_peft(settings, folder / CONFIG)
+        registry = TaskRegistry([f"task_{i}" for i in range(n_tasks)] if tasks is None else tasks)
+        if kind == "POLY" and len(registry) != n_tasks:
+            raise ValueError(f"tasks: expected {n_tasks} names ({folder / CONFIG}), got {len(registry)}")
+        fold = 1.0
+    adapter = inject(base, config, registry, seed=0)
+    _fill(adapter, parse_safetensors(data, folder / WEIGHTS), kind, fold, folder / WEIGHTS)
+    return adapter
+
+
+def load_adapter(
+    base: Any, folder: PathLike, *, adapter_name: str = "default", **options: Any
+) -> AdaptedModel:
+    """An adapted model on ``base`` with the adapter in a folder. ``options``: those of
+    :func:`read_adapter`."""
+    model = AdaptedModel(base)
+    model.load_adapter(folder, adapter_name, **options)
+    return model
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _read_weights(folder: Path) -> bytes:
+    if not (folder / WEIGHTS).is_file() and (folder / PICKLE).is_file():
+        raise ValueError(
+            f"{folder / PICKLE}: expected {WEIGHTS}, got a pickle, which can run any code when it is read; "
+            "save it again with safe_serialization=True"
+        )
+    return (folder / WEIGHTS).read_bytes()
+
+
+def _read_ours(base: Any, folder: Path, data: bytes, check_base: bool) -> tuple[AdapterConfig, TaskRegistry]:
+    path = folder / OURS
+    ours = _read_object(path)
+    version = ours.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format_version: expected {FORMAT_VERSION} (of this polymoe), got {version!r}"
+        )
+    try:
+        config, registry = AdapterConfig(**ours["config"]), TaskRegistry(ours["tasks"])
+        made_on, expected = ours["base"], ours["weights"]["sha256"]
+        fingerprint = made_on["fingerprint"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected config, tasks, base and weights, got {error}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != expected:
+        raise ValueError(
+            f"{folder / WEIGHTS}: expected the weights that {OURS} was saved with (sha256 {expected}), "
+            f"got {digest}; to load weights that were replaced on purpose, remove {OURS}"
+        )
+    here = getattr(base, "fingerprint", None) if check_base and fingerprint is not None else None
+    if here is not None and here != fingerprint:
+        raise ValueError(
+            f"base: expected {made_on['name']!r} with fingerprint {fingerprint}, on which {folder} was made, "
+            f"got {getattr(base, 'name', None)!r} with {here}; check_base=False loads it all the same"
+        )
+    return config, registry
+
+
+def _fill(adapter: Adapter, found: dict[str, np.ndarray], kind: str, fold: float, path: Path) -> None:
+    keys = _keys(adapter, kind)
+    expected = {key for key, _, _ in keys}
+    if found.keys() != expected:
+        missing, extra = sorted(expected - found.keys()), sorted(found.keys() - expected)
+        raise ValueError(
+            f"{path}: expected the weights of {len(adapter.layers)} layers; "
+            f"missing: {', '.join(missing) or 'none'}; unexpected: {', '.join(extra) or 'none'}"
+        )
+    for key, name, parameter in keys:
+        shape = _to_disk(name, parameter.data, adapter.config.n_splits).shape
+        if found[key].shape != shape:
+            raise ValueError(f"{path}: {key}: expected shape {shape}, got {found[key].shape}")
+        if not np.isfinite(found[key]).all():
+            raise ValueError(f"{path}: {key}: expected finite weights, got NaN or infinity")
+        array = _from_disk(name, found[key].astype(parameter.data.dtype), parameter.data.shape)
+        parameter.data[...] = array / parameter.data.dtype.type(fold) if name == "poly_lora_B" else array
