@@ -45,6 +45,8 @@ PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const struct FN(gem
                         j->bias       ? *(const vec *)(j->bias + v * LANES) : (vec){ 0 };
     const real *xs = j->xs + n * PM_STRIDE, *panel = j->panel;
     const ptrdiff_t D = j->D, panel_stride = j->panel_stride;
+    PM_UNROLL for (int i = 0; i < rows; i++)
+        PM_UNROLL for (int v = 0; v < vecs; v++) __builtin_prefetch(y + i * j->ldy + v * LANES, 1);
     for (ptrdiff_t d = 0; d < D; d++, panel += PANEL) {
         vec w[TILE_VECS];
         PM_UNROLL for (int v = 0; v < vecs; v++) w[v] = *(const vec *)(panel + v * LANES / PANEL * panel_stride + v * LANES % PANEL);

@@ -2,7 +2,8 @@
 #include "python.h"
 #define DECLARE(real, DT)                                                                                                  \
     void pm_pack_##DT(ptrdiff_t O, ptrdiff_t D, const real *weight, int transpose, real *panels);                          \
-    void pm_dense_bwd_weight_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *x, real *dweight, real *dbias);
+    void pm_dense_bwd_weight_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *x, real *dweight, real *dbias); \
+    double pm_peak_##DT(ptrdiff_t n);
 DECLARE(float, f32)
 DECLARE(double, f64)
 
@@ -31,8 +32,21 @@ static PyObject *py_dense_bwd_weight(PyObject *Py_UNUSED(m), PyObject *const *ar
     Py_RETURN_NONE;
 }
 
+static PyObject *py_peak(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (pm_nargs(nargs, 1, "peak")) return NULL;
+    const ptrdiff_t n = pm_int(args[0], "n");
+    double flops;
+    if (PyErr_Occurred()) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    flops = pm_peak_f32(n);
+    Py_END_ALLOW_THREADS
+    return PyFloat_FromDouble(flops);
+}
+
 PyMethodDef pm_methods_dense[] = {
     PM_METHOD(pack, "pack(weight, transpose, panels)\n--\n\nPanels of weight [O,D], or of the transpose of weight [D,O]."),
     PM_METHOD(dense_bwd_weight, "dense_bwd_weight(dy, x, dweight, dbias)\n--\n\ndweight = dy^T x, dbias = the sum of dy over tokens."),
+    PM_METHOD(peak, "peak(n)\n--\n\nDo n rounds of multiply-adds in registers on every thread; returns the operations done."),
     { NULL, NULL, 0, NULL },
 };
