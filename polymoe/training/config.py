@@ -121,11 +121,11 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> TrainingConfig:
-        """The settings of :meth:`to_dict`; ValueError for one that does not exist."""
+        """The settings of :meth:`to_dict`; TypeError for one that does not exist."""
         known = [f.name for f in fields(cls)]
         unknown = [name for name in settings if name not in known]
         if unknown:
-            raise ValueError(f"training: expected settings out of {known}, got {unknown}")
+            raise TypeError(f"training: expected settings out of {known}, got {unknown}")
         return cls(**settings)
 
     def warmup(self, total: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polymoe.adapters import load_adapter
+from polymoe.adapters import AdaptedModel
 from polymoe.data import read_tasks
 from polymoe.models import load_base
 from polymoe.training.folder import RunFolder
@@ -75,5 +75,6 @@ def load_run(path: str | os.PathLike[str], base: Any = None) -> Run:
     recipe = folder.read_recipe()
     if base is None or isinstance(base, str | os.PathLike):
         base = load_base(recipe["base"] if base is None else base)
-    model = load_adapter(base, adapter)
+    model = AdaptedModel(base)
+    model.load_adapter(adapter)
     return Run(folder.path, model, load_objective(model, adapter), recipe)
