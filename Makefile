@@ -25,7 +25,7 @@ $(VENV)/installed: pyproject.toml setup.py $(C)
 	touch $@
 
 parity: $(VENV)-parity/installed    ## compare with torch, transformers and PEFT
-	$(VENV)-parity/bin/pytest tests -m parity $(ARGS)
+	$(VENV)-parity/bin/pytest tests/parity $(ARGS)
 
 $(VENV)-parity/installed: pyproject.toml setup.py $(C)
 	test -x $(VENV)-parity/bin/python || $(PYTHON) -m venv $(VENV)-parity
