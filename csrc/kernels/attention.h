@@ -51,18 +51,37 @@ static __attribute__((noinline)) void FN(product_transposed)(ptrdiff_t M, ptrdif
     FN(tiles)(1, M, N, K, A, lda, B, ldb, strip, 1, C, ldc);
 }
 
-/* to [UP(n, ROWS), wide] = scale * from [n, d], zeros around it. */
-static void FN(copy_rows)(ptrdiff_t n, ptrdiff_t d, ptrdiff_t wide, ptrdiff_t ld, const real *from, real scale, real *to)
+/* The rows of a head lie too far apart for the hardware to fetch them ahead. */
+PM_INLINE void FN(prefetch)(ptrdiff_t rows_left, ptrdiff_t d, ptrdiff_t ld, const real *row)
 {
-    for (ptrdiff_t i = 0; i < UP(n, ROWS); i++, to += wide)
-        for (ptrdiff_t c = 0; c < wide; c++) to[c] = i < n && c < d ? from[i * ld + c] * scale : 0;
+    if (rows_left > 16)
+        for (ptrdiff_t c = 0; c < d; c += PANEL) __builtin_prefetch(row + 16 * ld + c);
 }
 
-/* to = strips [UP(L, COLS) / COLS][d][COLS] of the transpose of from [L, d]. */
-static void FN(copy_transposed)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real *from, real *to)
+/* to [UP(n, ROWS), wide] = scale * from [n, d], zeros around it. */
+static void FN(copy_rows)(ptrdiff_t n, ptrdiff_t d, ptrdiff_t wide, ptrdiff_t ld, const real *restrict from, real scale, real *restrict to)
 {
-    for (ptrdiff_t j = 0; j < UP(L, COLS); j++)
-        for (ptrdiff_t c = 0; c < d; c++) to[(j / COLS * d + c) * COLS + j % COLS] = j < L ? from[j * ld + c] : 0;
+    for (ptrdiff_t i = 0; i < n; i++, from += ld, to += wide) {
+        ptrdiff_t c = 0;
+        FN(prefetch)(n - i, d, ld, from);
+        for (; c + LANES <= d; c += LANES) *(vec *)(to + c) = *(const vec *)(from + c) * scale;
+        for (; c < d; c++) to[c] = from[c] * scale;
+        for (; c < wide; c++) to[c] = 0;
+    }
+    memset(to, 0, (size_t)((UP(n, ROWS) - n) * wide) * sizeof(real));
+}
+
+/* to = strips [UP(L, COLS) / COLS][d][COLS] of the transpose of from [L, d]; the columns L and up are zeros. */
+static void FN(copy_transposed)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real *restrict from, real *restrict to)
+{
+    for (ptrdiff_t j0 = 0; j0 < L; j0 += COLS, to += d * COLS) {
+        const ptrdiff_t n = L - j0 < COLS ? L - j0 : COLS;
+        if (n < COLS) memset(to, 0, (size_t)(d * COLS) * sizeof(real));
+        for (ptrdiff_t j = 0; j < n; j++, from += ld) {
+            FN(prefetch)(L - j0 - j, d, ld, from);
+            for (ptrdiff_t c = 0; c < d; c++) to[c * COLS + j] = from[c];
+        }
+    }
 }
 
 /* Extents of the scratch: see the cuts in the two kernels. */

@@ -17,19 +17,35 @@ PM_INLINE vec FN(vabs)(vec x) { return FN(vmax)(x, -x); }
 
 PM_INLINE real FN(root)(real x) { return sizeof x == sizeof(float) ? (real)sqrtf((float)x) : (real)sqrt((double)x); }
 
+/* Sum and maximum over the lanes: by halves down to 16 bytes, then one by one. */
+typedef real FN(quad) __attribute__((vector_size(16)));
+#define QUADS (VBYTES / 16)
+
 PM_INLINE real FN(vsum)(vec x)
 {
-    real sum = 0;
-    for (ptrdiff_t l = 0; l < LANES; l++) sum += x[l];
+    FN(quad) q[QUADS];
+    memcpy(q, &x, sizeof q);
+    PM_UNROLL for (int half = QUADS / 2; half > 0; half /= 2)
+        PM_UNROLL for (int i = 0; i < half; i++) q[i] += q[i + half];
+    real sum = q[0][0];
+    PM_UNROLL for (size_t l = 1; l < 16 / sizeof(real); l++) sum += q[0][l];
     return sum;
 }
 
 PM_INLINE real FN(vtop)(vec x)
 {
-    real top = x[0];
-    for (ptrdiff_t l = 1; l < LANES; l++) top = x[l] > top ? x[l] : top;
+    FN(quad) q[QUADS];
+    memcpy(q, &x, sizeof q);
+    PM_UNROLL for (int half = QUADS / 2; half > 0; half /= 2)
+        PM_UNROLL for (int i = 0; i < half; i++) {
+            const __typeof__(q[0] > q[0]) higher = q[i + half] > q[i];
+            q[i] = (FN(quad))((higher & (__typeof__(higher))q[i + half]) | (~higher & (__typeof__(higher))q[i]));
+        }
+    real top = q[0][0];
+    PM_UNROLL for (size_t l = 1; l < 16 / sizeof(real); l++) top = q[0][l] > top ? q[0][l] : top;
     return top;
 }
+#undef QUADS
 
 /* The first n <= LANES elements; the other lanes are `fill`. */
 PM_INLINE vec FN(load_part)(const real *x, ptrdiff_t n, real fill)
