@@ -147,7 +147,7 @@ class AdaptedModel(Module):
         task: str | int | Sequence[str | int] | None = None,
         batch_tokens: int = 8192,
     ) -> np.ndarray:
-        """One vector per text [B, D], in the order given. ``task``: a name or id, or one for each text.
+        """One vector per text [B, D], in the order given. ``task``: a name or id, or those of each text.
 
         KeyError or IndexError for an unknown task, ValueError without one where the adapter goes by task.
         """

@@ -62,7 +62,7 @@ _POLY = {
 def _to_disk(key: str, array: np.ndarray, heads: int) -> np.ndarray:
     """An array of ours as PEFT has it under this key."""
     if key in _LORA.values():
-        return array[0] if key == "lora_A.weight" else array[0].T
+        return np.asarray(array[0] if key == "lora_A.weight" else array[0].T)
     if key == "poly_router.module_logits":
         return array.reshape(len(array), -1)
     blocks = np.reshape(array, (*array.shape[:2], heads, -1))  # [S, r, Q, D/Q]
