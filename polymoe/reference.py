@@ -242,3 +242,21 @@ def attention_backward(saved: Any, dy: Any) -> Grads:
         ds = scale * p * (dp - (p * dp).sum(axis=1, keepdims=True))
         dq[at], dk[at], dv[at] = ds @ k[at], ds.T @ q[at], p.T @ dy[at]
     return {"dq": dq, "dk": dk, "dv": dv}
+
+
+def adamw_step(
+    data: Any, grad: Any, m: Any, v: Any, offsets: Any, lengths: Any, lr: Any, weight_decay: Any,
+    beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, step: int = 1, grad_scale: float = 1.0,
+) -> None:
+    for offset, length, rate, decay in zip(offsets, lengths, lr, weight_decay, strict=True):
+        at = slice(offset, offset + length)
+        g = grad[at] * grad_scale
+        m[at] = beta1 * m[at] + (1 - beta1) * g
+        v[at] = beta2 * v[at] + (1 - beta2) * g * g
+        m_hat, v_hat = m[at] / (1 - beta1**step), v[at] / (1 - beta2**step)
+        data[at] = data[at] * (1 - rate * decay) - rate * m_hat / (np.sqrt(v_hat) + eps)
+
+
+def global_norm(grad: Any, offsets: Any, lengths: Any) -> float:
+    spans = zip(offsets, lengths, strict=True)
+    return math.sqrt(sum(float(np.sum(np.square(grad[a : a + n], dtype=float))) for a, n in spans))
