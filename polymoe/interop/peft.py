@@ -245,8 +245,8 @@ def _read_ours(base: Any, folder: Path, data: bytes, check_base: bool) -> tuple[
         config, registry = AdapterConfig(**ours["config"]), TaskRegistry(ours["tasks"])
         made_on, expected = ours["base"], ours["weights"]["sha256"]
         fingerprint = made_on["fingerprint"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected config, tasks, base and weights, got {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected config, tasks, base and weights, got {error!r}") from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != expected:
         raise ValueError(
