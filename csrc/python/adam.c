@@ -64,8 +64,8 @@ static PyObject *py_global_norm(PyObject *Py_UNUSED(m), PyObject *const *args, P
 }
 
 PyMethodDef pm_methods_adam[] = {
-    PM_METHOD(adamw_step, "adamw_step(data, grad, m, v, offsets, lengths, lr, weight_decay, beta1, beta2, eps, step, grad_scale)\n--\n\n"
+    PM_METHOD(adamw_step, "adamw_step(data, grad, m, v, offsets, lengths, lr, weight_decay, beta1, beta2, eps, step, grad_scale, /)\n--\n\n"
                           "One step of AdamW on the segments, in place."),
-    PM_METHOD(global_norm, "global_norm(grad, offsets, lengths)\n--\n\nEuclidean norm of the segments together, summed in float64."),
+    PM_METHOD(global_norm, "global_norm(grad, offsets, lengths, /)\n--\n\nEuclidean norm of the segments together, summed in float64."),
     { NULL, NULL, 0, NULL },
 };

@@ -58,9 +58,9 @@ static PyObject *py_attention_bwd(PyObject *Py_UNUSED(m), PyObject *const *args,
 }
 
 PyMethodDef pm_methods_attention[] = {
-    PM_METHOD(attention_fwd, "attention_fwd(q, k, v, cu_seqlens, n_heads, scale, causal, out, lse)\n--\n\n"
+    PM_METHOD(attention_fwd, "attention_fwd(q, k, v, cu_seqlens, n_heads, scale, causal, out, lse, /)\n--\n\n"
                              "Softmax attention inside every example; lse [H, N] is the log-sum-exp of the scores."),
-    PM_METHOD(attention_bwd, "attention_bwd(dout, q, k, v, out, lse, cu_seqlens, n_heads, scale, causal, dq, dk, dv)\n--\n\n"
+    PM_METHOD(attention_bwd, "attention_bwd(dout, q, k, v, out, lse, cu_seqlens, n_heads, scale, causal, dq, dk, dv, /)\n--\n\n"
                              "Gradients of attention_fwd."),
     { NULL, NULL, 0, NULL },
 };

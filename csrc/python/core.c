@@ -127,11 +127,11 @@ static PyObject *py_release_memory(PyObject *Py_UNUSED(m), PyObject *const *Py_U
 PyMethodDef pm_methods_runtime[] = {
     PM_METHOD(isas, "isas()\n--\n\nInstruction sets this machine can run, best first."),
     PM_METHOD(get_isa, "get_isa()\n--\n\nThe instruction set in use."),
-    PM_METHOD(set_isa, "set_isa(name)\n--\n\nUse this instruction set from now on."),
+    PM_METHOD(set_isa, "set_isa(name, /)\n--\n\nUse this instruction set from now on."),
     PM_METHOD(get_num_threads, "get_num_threads()\n--\n\nThreads that an operation may use."),
-    PM_METHOD(set_num_threads, "set_num_threads(n)\n--\n\nLimit the threads; 0 means the default."),
+    PM_METHOD(set_num_threads, "set_num_threads(n, /)\n--\n\nLimit the threads; 0 means the default."),
     PM_METHOD(openmp, "openmp()\n--\n\nThe OpenMP runtime: 'libgomp', 'libomp' or 'none'."),
-    PM_METHOD(empty, "empty(shape, dtype)\n--\n\nAn uninitialised, 64-byte aligned array whose memory is reused once it is freed."),
+    PM_METHOD(empty, "empty(shape, dtype, /)\n--\n\nAn uninitialised, 64-byte aligned array whose memory is reused once it is freed."),
     PM_METHOD(release_memory, "release_memory()\n--\n\nFree the memory kept for reuse; returns its bytes."),
     { NULL, NULL, 0, NULL },
 };

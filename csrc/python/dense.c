@@ -45,8 +45,8 @@ static PyObject *py_peak(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize
 }
 
 PyMethodDef pm_methods_dense[] = {
-    PM_METHOD(pack, "pack(weight, transpose, panels)\n--\n\nPanels of weight [O,D], or of the transpose of weight [D,O]."),
-    PM_METHOD(dense_bwd_weight, "dense_bwd_weight(dy, x, dweight, dbias)\n--\n\ndweight = dy^T x, dbias = the sum of dy over tokens."),
-    PM_METHOD(peak, "peak(n)\n--\n\nDo n rounds of multiply-adds in registers on every thread; returns the operations done."),
+    PM_METHOD(pack, "pack(weight, transpose, panels, /)\n--\n\nPanels of weight [O,D], or of the transpose of weight [D,O]."),
+    PM_METHOD(dense_bwd_weight, "dense_bwd_weight(dy, x, dweight, dbias, /)\n--\n\ndweight = dy^T x, dbias = the sum of dy over tokens."),
+    PM_METHOD(peak, "peak(n, /)\n--\n\nDo n rounds of multiply-adds in registers on every thread; returns the operations done."),
     { NULL, NULL, 0, NULL },
 };

@@ -86,11 +86,11 @@ static PyObject *py_gelu_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_s
 }
 
 PyMethodDef pm_methods_elementwise[] = {
-    PM_METHOD(add, "add(a, b, y)\n--\n\ny = a + b"),
-    PM_METHOD(multiply, "multiply(a, b, y)\n--\n\ny = a * b"),
-    PM_METHOD(scale_by_fwd, "scale_by_fwd(x, log_scale, y)\n--\n\ny = x exp(log_scale)"),
-    PM_METHOD(scale_by_bwd, "scale_by_bwd(dy, x, log_scale, dx, dlog_scale)\n--\n\nGradients of scale_by_fwd."),
-    PM_METHOD(gelu_fwd, "gelu_fwd(tanh_form, x, y)\n--\n\ny = x Phi(x), or its tanh approximation"),
-    PM_METHOD(gelu_bwd, "gelu_bwd(tanh_form, x, dy, dx)\n--\n\nGradient of gelu_fwd."),
+    PM_METHOD(add, "add(a, b, y, /)\n--\n\ny = a + b"),
+    PM_METHOD(multiply, "multiply(a, b, y, /)\n--\n\ny = a * b"),
+    PM_METHOD(scale_by_fwd, "scale_by_fwd(x, log_scale, y, /)\n--\n\ny = x exp(log_scale)"),
+    PM_METHOD(scale_by_bwd, "scale_by_bwd(dy, x, log_scale, dx, dlog_scale, /)\n--\n\nGradients of scale_by_fwd."),
+    PM_METHOD(gelu_fwd, "gelu_fwd(tanh_form, x, y, /)\n--\n\ny = x Phi(x), or its tanh approximation"),
+    PM_METHOD(gelu_bwd, "gelu_bwd(tanh_form, x, dy, dx, /)\n--\n\nGradient of gelu_fwd."),
     { NULL, NULL, 0, NULL },
 };

@@ -67,9 +67,9 @@ static PyObject *py_mean_pool_bwd(PyObject *Py_UNUSED(m), PyObject *const *args,
 }
 
 PyMethodDef pm_methods_gather[] = {
-    PM_METHOD(embedding_fwd, "embedding_fwd(ids, table, y)\n--\n\ny[n] = table[ids[n]]"),
-    PM_METHOD(embedding_bwd, "embedding_bwd(ids, dy, dtable)\n--\n\nGradient of embedding_fwd, added in the order of the tokens."),
-    PM_METHOD(mean_pool_fwd, "mean_pool_fwd(x, cu_seqlens, y)\n--\n\nMean of the rows of every example."),
-    PM_METHOD(mean_pool_bwd, "mean_pool_bwd(dy, cu_seqlens, dx)\n--\n\nGradient of mean_pool_fwd."),
+    PM_METHOD(embedding_fwd, "embedding_fwd(ids, table, y, /)\n--\n\ny[n] = table[ids[n]]"),
+    PM_METHOD(embedding_bwd, "embedding_bwd(ids, dy, dtable, /)\n--\n\nGradient of embedding_fwd, added in the order of the tokens."),
+    PM_METHOD(mean_pool_fwd, "mean_pool_fwd(x, cu_seqlens, y, /)\n--\n\nMean of the rows of every example."),
+    PM_METHOD(mean_pool_bwd, "mean_pool_bwd(dy, cu_seqlens, dx, /)\n--\n\nGradient of mean_pool_fwd."),
     { NULL, NULL, 0, NULL },
 };

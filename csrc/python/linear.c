@@ -111,9 +111,9 @@ static PyObject *py_linear_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py
 }
 
 PyMethodDef pm_methods_linear[] = {
-    PM_METHOD(linear_fwd, "linear_fwd(x, weight, bias, lora_A, lora_B, weights, adapter_ids, cu_seqlens, scale, concat, y, h)\n--\n\n"
+    PM_METHOD(linear_fwd, "linear_fwd(x, weight, bias, lora_A, lora_B, weights, adapter_ids, cu_seqlens, scale, concat, y, h, /)\n--\n\n"
                           "y = x W^T + bias + h B_g with h = scale * x A_g^T; weight is packed."),
     PM_METHOD(linear_bwd, "linear_bwd(dy, weight, x, h, lora_A, lora_B, weights, adapter_ids, cu_seqlens, scale, concat, dx, dlora_A, "
-                          "dlora_B, dweights)\n--\n\nGradients of linear_fwd; weight is the packed transpose."),
+                          "dlora_B, dweights, /)\n--\n\nGradients of linear_fwd; weight is the packed transpose."),
     { NULL, NULL, 0, NULL },
 };

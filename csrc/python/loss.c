@@ -85,11 +85,11 @@ static PyObject *py_mse_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ss
 }
 
 PyMethodDef pm_methods_loss[] = {
-    PM_METHOD(cross_entropy_fwd, "cross_entropy_fwd(logits, labels, starts, ends, weights, loss, per_example, lse)\n--\n\n"
+    PM_METHOD(cross_entropy_fwd, "cross_entropy_fwd(logits, labels, starts, ends, weights, loss, per_example, lse, /)\n--\n\n"
                                  "Mean cross entropy; row b is a softmax over columns starts[b] to ends[b] - 1."),
-    PM_METHOD(cross_entropy_bwd, "cross_entropy_bwd(dloss, logits, labels, starts, ends, weights, lse, dlogits)\n--\n\n"
+    PM_METHOD(cross_entropy_bwd, "cross_entropy_bwd(dloss, logits, labels, starts, ends, weights, lse, dlogits, /)\n--\n\n"
                                  "Gradient of cross_entropy_fwd."),
-    PM_METHOD(mse_fwd, "mse_fwd(predictions, targets, weights, loss, per_example)\n--\n\nMean squared error."),
-    PM_METHOD(mse_bwd, "mse_bwd(dloss, predictions, targets, weights, dpredictions)\n--\n\nGradient of mse_fwd."),
+    PM_METHOD(mse_fwd, "mse_fwd(predictions, targets, weights, loss, per_example, /)\n--\n\nMean squared error."),
+    PM_METHOD(mse_bwd, "mse_bwd(dloss, predictions, targets, weights, dpredictions, /)\n--\n\nGradient of mse_fwd."),
     { NULL, NULL, 0, NULL },
 };

@@ -68,9 +68,9 @@ static PyObject *py_l2_normalize_bwd(PyObject *Py_UNUSED(m), PyObject *const *ar
 }
 
 PyMethodDef pm_methods_norm[] = {
-    PM_METHOD(layer_norm_fwd, "layer_norm_fwd(x, residual, weight, bias, eps, y, mean, rstd)\n--\n\nNormalise the rows of x + residual."),
-    PM_METHOD(layer_norm_bwd, "layer_norm_bwd(dy, x, residual, weight, mean, rstd, dx, dweight, dbias)\n--\n\nGradients of layer_norm_fwd."),
-    PM_METHOD(l2_normalize_fwd, "l2_normalize_fwd(x, eps, y, norm)\n--\n\nDivide rows by their length, at least eps."),
-    PM_METHOD(l2_normalize_bwd, "l2_normalize_bwd(dy, y, norm, dx)\n--\n\nGradient of l2_normalize_fwd."),
+    PM_METHOD(layer_norm_fwd, "layer_norm_fwd(x, residual, weight, bias, eps, y, mean, rstd, /)\n--\n\nNormalise the rows of x + residual."),
+    PM_METHOD(layer_norm_bwd, "layer_norm_bwd(dy, x, residual, weight, mean, rstd, dx, dweight, dbias, /)\n--\n\nGradients of layer_norm_fwd."),
+    PM_METHOD(l2_normalize_fwd, "l2_normalize_fwd(x, eps, y, norm, /)\n--\n\nDivide rows by their length, at least eps."),
+    PM_METHOD(l2_normalize_bwd, "l2_normalize_bwd(dy, y, norm, dx, /)\n--\n\nGradient of l2_normalize_fwd."),
     { NULL, NULL, 0, NULL },
 };

@@ -31,6 +31,6 @@ static PyObject *py_uniform(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ss
 }
 
 PyMethodDef pm_methods_random[] = {
-    PM_METHOD(uniform, "uniform(seed, key, step, example_ids, out)\n--\n\nFill out [B, n] with numbers in (0, 1), keyed by all the others."),
+    PM_METHOD(uniform, "uniform(seed, key, step, example_ids, out, /)\n--\n\nFill out [B, n] with numbers in (0, 1), keyed by all the others."),
     { NULL, NULL, 0, NULL },
 };

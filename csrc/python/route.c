@@ -48,9 +48,9 @@ static PyObject *py_task_router_bwd(PyObject *Py_UNUSED(m), PyObject *const *arg
 }
 
 PyMethodDef pm_methods_route[] = {
-    PM_METHOD(task_router_fwd, "task_router_fwd(logits, task_ids, noise, temperature, weights, gates)\n--\n\n"
+    PM_METHOD(task_router_fwd, "task_router_fwd(logits, task_ids, noise, temperature, weights, gates, /)\n--\n\n"
                                "Normalised (Gumbel-)sigmoid gates of the task of every group."),
-    PM_METHOD(task_router_bwd, "task_router_bwd(dweights, task_ids, weights, gates, temperature, dlogits)\n--\n\n"
+    PM_METHOD(task_router_bwd, "task_router_bwd(dweights, task_ids, weights, gates, temperature, dlogits, /)\n--\n\n"
                                "Gradient of task_router_fwd; temperature 1 where there was no noise."),
     { NULL, NULL, 0, NULL },
 };
