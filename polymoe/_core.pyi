@@ -5,17 +5,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+_Array = NDArray[Any]
 
 def adamw_step(
-    data: Array,
-    grad: Array,
-    m: Array,
-    v: Array,
-    offsets: Array,
-    lengths: Array,
-    lr: Array,
-    weight_decay: Array,
+    data: _Array,
+    grad: _Array,
+    m: _Array,
+    v: _Array,
+    offsets: _Array,
+    lengths: _Array,
+    lr: _Array,
+    weight_decay: _Array,
     beta1: float,
     beta2: float,
     eps: float,
@@ -23,150 +23,156 @@ def adamw_step(
     grad_scale: float,
     /,
 ) -> None: ...
-def add(a: Array, b: Array, y: Array, /) -> None: ...
+def add(a: _Array, b: _Array, y: _Array, /) -> None: ...
 def attention_bwd(
-    dout: Array,
-    q: Array,
-    k: Array,
-    v: Array,
-    out: Array,
-    lse: Array,
-    cu_seqlens: Array,
+    dout: _Array,
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    out: _Array,
+    lse: _Array,
+    cu_seqlens: _Array,
     n_heads: int,
     scale: float,
     causal: int,
-    dq: Array,
-    dk: Array,
-    dv: Array,
+    dq: _Array,
+    dk: _Array,
+    dv: _Array,
     /,
 ) -> None: ...
 def attention_fwd(
-    q: Array,
-    k: Array,
-    v: Array,
-    cu_seqlens: Array,
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    cu_seqlens: _Array,
     n_heads: int,
     scale: float,
     causal: int,
-    out: Array,
-    lse: Array,
+    out: _Array,
+    lse: _Array,
     /,
 ) -> None: ...
 def cross_entropy_bwd(
-    dloss: Array,
-    logits: Array,
-    labels: Array,
-    starts: Array | None,
-    ends: Array | None,
-    weights: Array | None,
-    lse: Array,
-    dlogits: Array,
+    dloss: _Array,
+    logits: _Array,
+    labels: _Array,
+    starts: _Array | None,
+    ends: _Array | None,
+    weights: _Array | None,
+    lse: _Array,
+    dlogits: _Array,
     /,
 ) -> None: ...
 def cross_entropy_fwd(
-    logits: Array,
-    labels: Array,
-    starts: Array | None,
-    ends: Array | None,
-    weights: Array | None,
-    loss: Array,
-    per_example: Array,
-    lse: Array,
+    logits: _Array,
+    labels: _Array,
+    starts: _Array | None,
+    ends: _Array | None,
+    weights: _Array | None,
+    loss: _Array,
+    per_example: _Array,
+    lse: _Array,
     /,
 ) -> None: ...
-def dense_bwd_weight(dy: Array, x: Array, dweight: Array | None, dbias: Array | None, /) -> None: ...
-def embedding_bwd(ids: Array, dy: Array, dtable: Array, /) -> None: ...
-def embedding_fwd(ids: Array, table: Array, y: Array, /) -> None: ...
-def empty(shape: int | Sequence[int], dtype: Any, /) -> Array: ...
-def gelu_bwd(tanh_form: int, x: Array, dy: Array, dx: Array, /) -> None: ...
-def gelu_fwd(tanh_form: int, x: Array, y: Array, /) -> None: ...
+def dense_bwd_weight(dy: _Array, x: _Array, dweight: _Array | None, dbias: _Array | None, /) -> None: ...
+def embedding_bwd(ids: _Array, dy: _Array, dtable: _Array, /) -> None: ...
+def embedding_fwd(ids: _Array, table: _Array, y: _Array, /) -> None: ...
+def empty(shape: int | Sequence[int], dtype: Any, /) -> _Array: ...
+def gelu_bwd(tanh_form: int, x: _Array, dy: _Array, dx: _Array, /) -> None: ...
+def gelu_fwd(tanh_form: int, x: _Array, y: _Array, /) -> None: ...
 def get_isa() -> str: ...
 def get_num_threads() -> int: ...
-def global_norm(grad: Array, offsets: Array, lengths: Array, /) -> float: ...
+def global_norm(grad: _Array, offsets: _Array, lengths: _Array, /) -> float: ...
 def isas() -> list[str]: ...
-def l2_normalize_bwd(dy: Array, y: Array, norm: Array, dx: Array, /) -> None: ...
-def l2_normalize_fwd(x: Array, eps: float, y: Array, norm: Array, /) -> None: ...
+def l2_normalize_bwd(dy: _Array, y: _Array, norm: _Array, dx: _Array, /) -> None: ...
+def l2_normalize_fwd(x: _Array, eps: float, y: _Array, norm: _Array, /) -> None: ...
 def layer_norm_bwd(
-    dy: Array,
-    x: Array,
-    residual: Array | None,
-    weight: Array,
-    mean: Array,
-    rstd: Array,
-    dx: Array,
-    dweight: Array | None,
-    dbias: Array | None,
+    dy: _Array,
+    x: _Array,
+    residual: _Array | None,
+    weight: _Array,
+    mean: _Array,
+    rstd: _Array,
+    dx: _Array,
+    dweight: _Array | None,
+    dbias: _Array | None,
     /,
 ) -> None: ...
 def layer_norm_fwd(
-    x: Array,
-    residual: Array | None,
-    weight: Array,
-    bias: Array,
+    x: _Array,
+    residual: _Array | None,
+    weight: _Array,
+    bias: _Array,
     eps: float,
-    y: Array,
-    mean: Array,
-    rstd: Array,
+    y: _Array,
+    mean: _Array,
+    rstd: _Array,
     /,
 ) -> None: ...
 def linear_bwd(
-    dy: Array,
-    weight: Array,
-    x: Array | None,
-    h: Array | None,
-    lora_A: Array | None,
-    lora_B: Array | None,
-    weights: Array | None,
-    adapter_ids: Array | None,
-    cu_seqlens: Array | None,
+    dy: _Array,
+    weight: _Array | None,
+    x: _Array | None,
+    h: _Array | None,
+    lora_A: _Array | None,
+    lora_B: _Array | None,
+    weights: _Array | None,
+    adapter_ids: _Array | None,
+    cu_seqlens: _Array | None,
     scale: float,
     concat: int,
-    dx: Array | None,
-    dlora_A: Array | None,
-    dlora_B: Array | None,
-    dweights: Array | None,
+    dx: _Array | None,
+    dlora_A: _Array | None,
+    dlora_B: _Array | None,
+    dweights: _Array | None,
     /,
 ) -> None: ...
 def linear_fwd(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    lora_A: Array | None,
-    lora_B: Array | None,
-    weights: Array | None,
-    adapter_ids: Array | None,
-    cu_seqlens: Array | None,
+    x: _Array,
+    weight: _Array,
+    bias: _Array | None,
+    lora_A: _Array | None,
+    lora_B: _Array | None,
+    weights: _Array | None,
+    adapter_ids: _Array | None,
+    cu_seqlens: _Array | None,
     scale: float,
     concat: int,
-    y: Array,
-    h: Array | None,
+    y: _Array,
+    h: _Array | None,
     /,
 ) -> None: ...
-def mean_pool_bwd(dy: Array, cu_seqlens: Array, dx: Array, /) -> None: ...
-def mean_pool_fwd(x: Array, cu_seqlens: Array, y: Array, /) -> None: ...
+def mean_pool_bwd(dy: _Array, cu_seqlens: _Array, dx: _Array, /) -> None: ...
+def mean_pool_fwd(x: _Array, cu_seqlens: _Array, y: _Array, /) -> None: ...
 def mix_bwd(
-    dout: Array, weights: Array, bank: Array, scale: float, dweights: Array, dbank: Array, /
+    dout: _Array, weights: _Array, bank: _Array, scale: float, dweights: _Array, dbank: _Array, /
 ) -> None: ...
-def mix_fwd(weights: Array, bank: Array, scale: float, out: Array, /) -> None: ...
+def mix_fwd(weights: _Array, bank: _Array, scale: float, out: _Array, /) -> None: ...
 def mse_bwd(
-    dloss: Array, predictions: Array, targets: Array, weights: Array | None, dpredictions: Array, /
+    dloss: _Array, predictions: _Array, targets: _Array, weights: _Array | None, dpredictions: _Array, /
 ) -> None: ...
 def mse_fwd(
-    predictions: Array, targets: Array, weights: Array | None, loss: Array, per_example: Array, /
+    predictions: _Array, targets: _Array, weights: _Array | None, loss: _Array, per_example: _Array, /
 ) -> None: ...
-def multiply(a: Array, b: Array, y: Array, /) -> None: ...
+def multiply(a: _Array, b: _Array, y: _Array, /) -> None: ...
 def openmp() -> str: ...
-def pack(weight: Array, transpose: int, panels: Array, /) -> None: ...
+def pack(weight: _Array, transpose: int, panels: _Array, /) -> None: ...
 def peak(n: int, /) -> float: ...
 def release_memory() -> int: ...
-def scale_by_bwd(dy: Array, x: Array, log_scale: Array, dx: Array, dlog_scale: Array, /) -> None: ...
-def scale_by_fwd(x: Array, log_scale: Array, y: Array, /) -> None: ...
+def scale_by_bwd(dy: _Array, x: _Array, log_scale: _Array, dx: _Array, dlog_scale: _Array, /) -> None: ...
+def scale_by_fwd(x: _Array, log_scale: _Array, y: _Array, /) -> None: ...
 def set_isa(name: str, /) -> None: ...
 def set_num_threads(n: int, /) -> None: ...
 def task_router_bwd(
-    dweights: Array, task_ids: Array, weights: Array, gates: Array, temperature: float, dlogits: Array, /
+    dweights: _Array, task_ids: _Array, weights: _Array, gates: _Array, temperature: float, dlogits: _Array, /
 ) -> None: ...
 def task_router_fwd(
-    logits: Array, task_ids: Array, noise: Array | None, temperature: float, weights: Array, gates: Array, /
+    logits: _Array,
+    task_ids: _Array,
+    noise: _Array | None,
+    temperature: float,
+    weights: _Array,
+    gates: _Array,
+    /,
 ) -> None: ...
-def uniform(seed: int, key: int, step: int, example_ids: Array, out: Array, /) -> None: ...
+def uniform(seed: int, key: int, step: int, example_ids: _Array, out: _Array, /) -> None: ...
