@@ -36,13 +36,15 @@
     K(peak, (ptrdiff_t n, real b, real c, real *sum, double *flops))                                                                     \
     K(gemm_pack, (ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last, const real *weight, int transpose, real scale, real *panels)) \
     K(gemm, (ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, const real *panels, ptrdiff_t panel_stride, int accumulate, const real *bias, ptrdiff_t R, const real *h, ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy)) \
+    K(proj_pack, (ptrdiff_t R, ptrdiff_t D, const real *factor, real scale, real *panels))                                  \
+    K(proj, (ptrdiff_t N, ptrdiff_t R, ptrdiff_t D_all, ptrdiff_t d0, ptrdiff_t D, const real *xs, const real *panels, int accumulate, real *h, ptrdiff_t ldh)) \
     K(outer, (ptrdiff_t N, ptrdiff_t R, ptrdiff_t D, const real *h, ptrdiff_t ldh, const real *x, ptrdiff_t ldx, int accumulate, real *dP, ptrdiff_t ldp)) \
     K(add_rows, (ptrdiff_t N, ptrdiff_t D, const real *x, ptrdiff_t ldx, real *out)) \
     K(combine_fwd, (ptrdiff_t N, ptrdiff_t S, ptrdiff_t R, const real *weights, const real *h, ptrdiff_t ldh, real *u, ptrdiff_t ldu)) \
     K(combine_bwd, (ptrdiff_t N, ptrdiff_t S, ptrdiff_t R, const real *weights, const real *h, ptrdiff_t ldh, real scale, real *du, ptrdiff_t ldu, real *dweights)) \
-    K(mix_fwd, (ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, const real *weights, const real *bank, real scale, real *out)) \
-    K(mix_bwd_weights, (ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, const real *dout, const real *bank, real scale, int accumulate, real *dweights)) \
-    K(mix_bwd_bank, (ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, ptrdiff_t r, const real *dout, ptrdiff_t ldout, const real *weights, real scale, real *dbank)) \
+    K(mix_fwd, (ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, ptrdiff_t r, const real *weights, const real *bank, real scale, real *out, ptrdiff_t ldout)) \
+    K(mix_bwd_bank, (ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, ptrdiff_t r, const real *weights, const real *dout, ptrdiff_t ldout, real scale, real *dbank)) \
+    K(mix_bwd_weights, (ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, ptrdiff_t r, const real *bank, const real *dout, ptrdiff_t ldout, real scale, real *dweights)) \
     K(gelu_fwd, (ptrdiff_t n, int tanh_form, const real *x, real *y))                                                       \
     K(gelu_bwd, (ptrdiff_t n, int tanh_form, const real *x, const real *dy, real *dx))                                      \
     K(add, (ptrdiff_t n, const real *a, const real *b, real *y))                                                            \

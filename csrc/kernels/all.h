@@ -26,6 +26,7 @@ static const struct PM_CAT(pm_kernels, DT) FN(kernels) = { PM_KERNELS(PM_ENTRY, 
 #undef mask
 #undef PM_SINGLE
 #undef PANEL
+#undef PAIR_RANKS
 #undef PEAK_CHAINS
 #undef real
 #undef DT

@@ -1,9 +1,68 @@
-/* lowrank.h -- sums over tokens (the gradient of a factor, or of a dense weight and its bias), and weights in the rank space.
+/* lowrank.h -- what the low-rank term needs beside the product: projection, sums over tokens, weights in the rank space.
+ *   proj:        h[n,r] = (accumulate ? h[n,r] : 0) + sum_d xs[n,d] * factor[r,d]     d from d0 on, D columns of D_all; xs staged
  *   outer:       dP[r,d] = (accumulate ? dP[r,d] : 0) + sum_n h[n,r] * x[n,d]     h [N,R]  x [N,D]  dP [R,D], row strides ld.
  *   add_rows:    out[d] += sum_n x[n,d]
  *   combine_fwd: u[n,s,r] = weights[s] * m[n,r]     m[n,r] = sum_s weights[s] * h[n,s,r]     h, u [N,S,R] row strides ld., may be one.
  *   combine_bwd: dh[n,s,r] = scale * weights[s] * dm[n,r]    dm[n,r] = sum_s weights[s] * du[n,s,r]    (dh takes the place of du)
  *                dweights[s] = sum_{n,r} du[n,s,r] * m[n,r] + dm[n,r] * h[n,s,r] */
+
+/* A factor is packed like a weight, except that a wide register would be half empty for few ranks: there it holds PAIR_RANKS ranks
+ * times two columns, [D_all/2][PAIR_RANKS][2], and h is the sum of both halves. Staged rows end with a zero for an odd D. */
+#if VBYTES == 64
+#define PAIR_RANKS 8
+typedef long long FN(pair) __attribute__((aligned(sizeof(real)), may_alias));    /* two columns of a staged row */
+typedef long long FN(pairs) __attribute__((vector_size(VBYTES)));
+typedef real FN(ranks) __attribute__((vector_size(VBYTES / 2), aligned(sizeof(real)), may_alias));
+
+PM_INLINE void FN(proj_tile)(const int rows, ptrdiff_t D, const real *restrict xs, const real *restrict panel, int accumulate,
+                             real *restrict h, ptrdiff_t ldh)
+{
+    vec acc[TILE_ROWS];
+    PM_UNROLL for (int i = 0; i < rows; i++) acc[i] = (vec){ 0 };
+    for (ptrdiff_t d = 0; d < D; d += 2, panel += LANES) {
+        const vec w = *(const vec *)panel;
+        PM_UNROLL for (int i = 0; i < rows; i++)
+            acc[i] += w * (vec)((FN(pairs)){ 0 } + *(const FN(pair) *)(xs + i * PM_STRIDE + d));
+    }
+    PM_UNROLL for (int i = 0; i < rows; i++) {
+        const FN(ranks) even = __builtin_shufflevector(acc[i], acc[i], 0, 2, 4, 6, 8, 10, 12, 14);
+        const FN(ranks) odd = __builtin_shufflevector(acc[i], acc[i], 1, 3, 5, 7, 9, 11, 13, 15);
+        FN(ranks) *out = (FN(ranks) *)(h + i * ldh);
+        *out = even + odd + (accumulate ? *out : (FN(ranks)){ 0 });
+    }
+}
+#else
+#define PAIR_RANKS 0
+#endif
+
+static void FN(proj_pack)(ptrdiff_t R, ptrdiff_t D, const real *restrict factor, real scale, real *restrict panels)
+{
+    if (R > PAIR_RANKS) {
+        FN(gemm_pack)(R, D, 0, (R + PANEL - 1) / PANEL, factor, 0, scale, panels);
+        return;
+    }
+    if (R < PAIR_RANKS || D % 2) memset(panels, 0, sizeof(real) * (D + 1) / 2 * 2 * PAIR_RANKS);
+    for (ptrdiff_t r = 0; r < R; r++)
+        for (ptrdiff_t d = 0; d < D; d++) panels[(d / 2 * PAIR_RANKS + r) * 2 + d % 2] = scale * factor[r * D + d];
+}
+
+/* h has room for whole panels in every row. */
+static void FN(proj)(ptrdiff_t N, ptrdiff_t R, ptrdiff_t D_all, ptrdiff_t d0, ptrdiff_t D, const real *restrict xs,
+                     const real *restrict panels, int accumulate, real *restrict h, ptrdiff_t ldh)
+{
+    if (R > PAIR_RANKS) {
+        FN(gemm)(N, D, (R + PANEL - 1) / PANEL * PANEL, xs, panels + d0 * PANEL, D_all * PANEL, accumulate, NULL, 0, NULL, 0, NULL, 0, h, ldh);
+        return;
+    }
+#if PAIR_RANKS
+    const real *panel = panels + d0 * PAIR_RANKS;
+    ptrdiff_t n = 0;
+    for (; n + TILE_ROWS <= N; n += TILE_ROWS) FN(proj_tile)(TILE_ROWS, D, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh);
+    if (n + 8 <= N) FN(proj_tile)(8, D, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh), n += 8;
+    if (n + 4 <= N) FN(proj_tile)(4, D, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh), n += 4;
+    for (; n < N; n++) FN(proj_tile)(1, D, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh);
+#endif
+}
 
 PM_INLINE void FN(outer_tile)(const int rows, const int vecs, ptrdiff_t N, const real *restrict h, ptrdiff_t ldh, const real *restrict x,
                               ptrdiff_t ldx, int accumulate, real *restrict dP, ptrdiff_t ldp)
@@ -13,7 +72,10 @@ PM_INLINE void FN(outer_tile)(const int rows, const int vecs, ptrdiff_t N, const
         PM_UNROLL for (int v = 0; v < vecs; v++) acc[r][v] = accumulate ? *(const vec *)(dP + r * ldp + v * LANES) : (vec){ 0 };
     for (ptrdiff_t n = 0; n < N; n++, h += ldh, x += ldx) {
         vec xv[TILE_VECS];
-        PM_UNROLL for (int v = 0; v < vecs; v++) xv[v] = *(const vec *)(x + v * LANES);
+        PM_UNROLL for (int v = 0; v < vecs; v++) {
+            xv[v] = *(const vec *)(x + v * LANES);
+            __builtin_prefetch(x + (vecs + v) * LANES);    /* the next tile's: rows are far apart */
+        }
         PM_UNROLL for (int r = 0; r < rows; r++)
             PM_UNROLL for (int v = 0; v < vecs; v++) acc[r][v] += xv[v] * h[r];
     }

@@ -1,97 +1,89 @@
-/* mix.h -- mix S skills into one adapter, head by head. Head q owns the q-th block of D/Q columns.
- *   out[r,d]      = scale * sum_s weights[q(d),s] * bank[s,r,d]
- *   dweights[q,s] = scale * sum_{r, d in q} dout[r,d] * bank[s,r,d]
- *   dbank[s,r,d]  = scale * sum_g weights[g,q(d),s] * dout[g,r,d]
- * weights [Q,S] of one group ([G,Q,S] in dbank)   bank, dbank [S,R,D]   out, dout [R,D] of one group (in dbank: G of
- * them, ldout apart)   accumulate: add to dweights */
+/* mix.h -- mix S skills into one adapter for every group, head by head. Head q owns the q-th block of D/Q columns.
+ *   out[g,r,d]      = scale * sum_s weights[g,q(d),s] * bank[s,r,d]
+ *   dbank[s,r,d]    = scale * sum_g weights[g,q(d),s] * dout[g,r,d]
+ *   dweights[g,q,s] = scale * sum_{d in q} dout[g,r,d] * bank[s,r,d]     of one r: the caller sums over r
+ * weights, dweights [G,Q,S]   bank, dbank [S,R,D]   out, dout [R,D] of every group, ldout apart
+ * All three do row r alone: rows are what threads share out, and a row of every skill stays in cache for all groups. */
 
-static void
-FN(mix_fwd)(ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, const real *restrict weights, const real *restrict bank, real scale,
-            real *restrict out)
-{
-    const ptrdiff_t block = D / Q;
-    for (ptrdiff_t q = 0; q < Q; q++)
-        for (ptrdiff_t r = 0; r < R; r++) {
-            real *out_rq = out + r * D + q * block;
-            const real *bank_rq = bank + r * D + q * block, *w = weights + q * S;
-            ptrdiff_t d = 0;
-            for (; d + 2 * LANES <= block; d += 2 * LANES) {
-                vec acc0 = { 0 }, acc1 = { 0 };
-                for (ptrdiff_t s = 0; s < S; s++) {
-                    const real *x = bank_rq + s * R * D + d;
-                    acc0 += *(const vec *)x * w[s];
-                    acc1 += *(const vec *)(x + LANES) * w[s];
-                }
-                *(vec *)(out_rq + d) = acc0 * scale;
-                *(vec *)(out_rq + d + LANES) = acc1 * scale;
-            }
-            for (; d < block; d++) {
-                real acc = 0;
-                for (ptrdiff_t s = 0; s < S; s++) acc += bank_rq[s * R * D + d] * w[s];
-                out_rq[d] = acc * scale;
-            }
-        }
-}
-
-static void
-FN(mix_bwd_weights)(ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, const real *restrict dout, const real *restrict bank, real scale,
-                    int accumulate, real *restrict dweights)
-{
-    const ptrdiff_t block = D / Q;
-    for (ptrdiff_t q = 0; q < Q; q++)
-        for (ptrdiff_t s = 0; s < S; s++) {
-            vec acc = { 0 };
-            real sum = 0;
-            for (ptrdiff_t r = 0; r < R; r++) {
-                const real *x = dout + r * D + q * block, *y = bank + (s * R + r) * D + q * block;
-                ptrdiff_t d = 0;
-                for (; d + LANES <= block; d += LANES) acc += *(const vec *)(x + d) * *(const vec *)(y + d);
-                for (; d < block; d++) sum += x[d] * y[d];
-            }
-            for (ptrdiff_t l = 0; l < LANES; l++) sum += acc[l];
-            dweights[q * S + s] = (accumulate ? dweights[q * S + s] : 0) + sum * scale;
-        }
-}
-
-/* Row r of every skill: rows are the unit that threads share out. A pass over dout serves `skills` of them. */
-PM_INLINE void
-FN(mix_bwd_skills)(const int skills, ptrdiff_t G, ptrdiff_t QS, ptrdiff_t block, ptrdiff_t RD, const real *restrict dout, ptrdiff_t ldout,
-                   const real *restrict weights, real scale, real *restrict dbank)
+/* scale * sum_j w[i,j] x[j,:] for `rows` of i: forward i is a group and j a skill, in dbank the other way round. */
+PM_INLINE void FN(mix_rows)(const int rows, ptrdiff_t J, ptrdiff_t n, const real *restrict w, ptrdiff_t w_i, ptrdiff_t w_j,
+                            const real *restrict x, ptrdiff_t ldx, real scale, real *restrict out, ptrdiff_t ldout)
 {
     ptrdiff_t d = 0;
-    for (; d + 2 * LANES <= block; d += 2 * LANES) {
+    for (; d + 2 * LANES <= n; d += 2 * LANES) {
         vec acc[4][2] = { { { 0 } } };
-        for (ptrdiff_t g = 0; g < G; g++) {
-            const vec x0 = *(const vec *)(dout + g * ldout + d), x1 = *(const vec *)(dout + g * ldout + d + LANES);
-            PM_UNROLL for (int s = 0; s < skills; s++) {
-                acc[s][0] += x0 * weights[g * QS + s];
-                acc[s][1] += x1 * weights[g * QS + s];
+        for (ptrdiff_t j = 0; j < J; j++) {
+            const vec x0 = *(const vec *)(x + j * ldx + d), x1 = *(const vec *)(x + j * ldx + d + LANES);
+            PM_UNROLL for (int i = 0; i < rows; i++) {
+                acc[i][0] += x0 * w[i * w_i + j * w_j];
+                acc[i][1] += x1 * w[i * w_i + j * w_j];
             }
         }
-        PM_UNROLL for (int s = 0; s < skills; s++) {
-            *(vec *)(dbank + s * RD + d) = acc[s][0] * scale;
-            *(vec *)(dbank + s * RD + d + LANES) = acc[s][1] * scale;
+        PM_UNROLL for (int i = 0; i < rows; i++) {
+            *(vec *)(out + i * ldout + d) = acc[i][0] * scale;
+            *(vec *)(out + i * ldout + d + LANES) = acc[i][1] * scale;
         }
     }
-    for (; d < block; d++)
-        for (int s = 0; s < skills; s++) {
+    for (; d < n; d++)
+        for (int i = 0; i < rows; i++) {
             real acc = 0;
-            for (ptrdiff_t g = 0; g < G; g++) acc += dout[g * ldout + d] * weights[g * QS + s];
-            dbank[s * RD + d] = acc * scale;
+            for (ptrdiff_t j = 0; j < J; j++) acc += x[j * ldx + d] * w[i * w_i + j * w_j];
+            out[i * ldout + d] = acc * scale;
         }
 }
 
-static void
-FN(mix_bwd_bank)(ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, ptrdiff_t r, const real *restrict dout, ptrdiff_t ldout,
-                 const real *restrict weights, real scale, real *restrict dbank)
+static void FN(mix_fwd)(ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, ptrdiff_t r, const real *restrict weights,
+                        const real *restrict bank, real scale, real *restrict out, ptrdiff_t ldout)
 {
     const ptrdiff_t block = D / Q;
     for (ptrdiff_t q = 0; q < Q; q++) {
-        const real *dout_rq = dout + r * D + q * block, *w = weights + q * S;
-        real *dbank_rq = dbank + r * D + q * block;
-        ptrdiff_t s = 0;
-        for (; s + 4 <= S; s += 4)
-            FN(mix_bwd_skills)(4, G, Q * S, block, R * D, dout_rq, ldout, w + s, scale, dbank_rq + s * R * D);
-        for (; s < S; s++) FN(mix_bwd_skills)(1, G, Q * S, block, R * D, dout_rq, ldout, w + s, scale, dbank_rq + s * R * D);
+        const real *w = weights + q * S, *x = bank + r * D + q * block;
+        real *y = out + r * D + q * block;
+        ptrdiff_t g = 0;
+        for (; g + 4 <= G; g += 4) FN(mix_rows)(4, S, block, w + g * Q * S, Q * S, 1, x, R * D, scale, y + g * ldout, ldout);
+        for (; g < G; g++) FN(mix_rows)(1, S, block, w + g * Q * S, Q * S, 1, x, R * D, scale, y + g * ldout, ldout);
     }
+}
+
+static void FN(mix_bwd_bank)(ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, ptrdiff_t r, const real *restrict weights,
+                             const real *restrict dout, ptrdiff_t ldout, real scale, real *restrict dbank)
+{
+    const ptrdiff_t block = D / Q;
+    for (ptrdiff_t q = 0; q < Q; q++) {
+        const real *w = weights + q * S, *x = dout + r * D + q * block;
+        real *y = dbank + r * D + q * block;
+        ptrdiff_t s = 0;
+        for (; s + 4 <= S; s += 4) FN(mix_rows)(4, G, block, w + s, 1, Q * S, x, ldout, scale, y + s * R * D, R * D);
+        for (; s < S; s++) FN(mix_rows)(1, G, block, w + s, 1, Q * S, x, ldout, scale, y + s * R * D, R * D);
+    }
+}
+
+/* dot of x with `rows` rows of y */
+PM_INLINE void FN(mix_dots)(const int rows, ptrdiff_t n, const real *restrict x, const real *restrict y, ptrdiff_t ldy, real scale,
+                            real *restrict out)
+{
+    vec acc[4] = { { 0 } };
+    ptrdiff_t d = 0;
+    for (; d + LANES <= n; d += LANES)
+        PM_UNROLL for (int i = 0; i < rows; i++) acc[i] += *(const vec *)(x + d) * *(const vec *)(y + i * ldy + d);
+    for (int i = 0; i < rows; i++) {
+        real sum = 0;
+        for (ptrdiff_t l = 0; l < LANES; l++) sum += acc[i][l];
+        for (ptrdiff_t e = d; e < n; e++) sum += x[e] * y[i * ldy + e];
+        out[i] = sum * scale;
+    }
+}
+
+static void FN(mix_bwd_weights)(ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, ptrdiff_t r, const real *restrict bank,
+                                const real *restrict dout, ptrdiff_t ldout, real scale, real *restrict dweights)
+{
+    const ptrdiff_t block = D / Q;
+    for (ptrdiff_t g = 0; g < G; g++)
+        for (ptrdiff_t q = 0; q < Q; q++) {
+            const real *x = dout + g * ldout + r * D + q * block, *y = bank + r * D + q * block;
+            real *dw = dweights + (g * Q + q) * S;
+            ptrdiff_t s = 0;
+            for (; s + 4 <= S; s += 4) FN(mix_dots)(4, block, x, y + s * R * D, R * D, scale, dw + s);
+            for (; s < S; s++) FN(mix_dots)(1, block, x, y + s * R * D, R * D, scale, dw + s);
+        }
 }

@@ -21,14 +21,16 @@ struct FN(linear_pass) {
     const real *weights, *down, *up;       /* [G,Q,S] or NULL   [.,rank,I] projects   [.,rank,O] is the epilogue */
     real scale;
     int concat, mixes;                     /* mixes: weights act on the factors */
-    real *panels_down, *mixed_up;          /* a packed [R,I] and a plain [R,O] for every pair */
+    real *mixed_down, *mixed_up;           /* mixes: [R,I] and [R,O] of every pair */
+    real *panels_down;                     /* the packed [R,I] of every pair */
     struct pm_segments groups;             /* the groups as they lie in the tokens */
     struct pm_segments pairs;              /* what one pair serves: the same, or in the concat form whole chunks */
     real *saved_h;                         /* [N,R] forward: to be written, or NULL */
     int backward, learns;                  /* learns: backward, and gradients of the pairs are wanted */
     const real *h, *x;                     /* learns: saved by forward, [N,R] and (its input) [N,O] */
-    real *sums;                            /* [n_slots] pairs of [R,O] dup, [R,I] ddown */
-    real *dweights_parts;                  /* concat: [segments of groups, S] */
+    real *sums;                            /* [n_slots] pairs of [R,O] dup, [R,I] ddown, a line further apart than they are long */
+    ptrdiff_t pair;                        /* that distance: a multiple of the cache's would put all of them into few sets */
+    real *dweights_parts;                  /* mixes: [2R,G,Q,S], of every row of both factors; concat: [segments of groups, S] */
     atomic_int failed;
 };
 
@@ -43,27 +45,23 @@ static ptrdiff_t FN(padded)(ptrdiff_t R)
     return (R + panel - 1) / panel * panel;
 }
 
-/* Pair g: mix both factors when there are weights, pack the one that projects. The scale goes into it, once. */
-static void FN(linear_pair_item)(void *ctx, ptrdiff_t g)
+/* Row r of both factors of every pair. */
+static void FN(linear_mix_item)(void *ctx, ptrdiff_t item)
 {
-    struct FN(linear_pass) *c = ctx;
-    const ptrdiff_t RP = FN(padded)(c->R), panels = RP * (ptrdiff_t)sizeof(real) / PM_ALIGN;
-    const real *down = c->down + g * c->R * c->I;
-    /* in the concat form backward multiplies by the scale later (combine_bwd): dweights needs the plain product */
-    const real scale = c->concat && c->backward ? 1 : c->scale;
-    real *mixed = NULL;
-    if (c->mixes) {
-        const real *weights = c->weights + g * c->Q * c->S;
-        down = mixed = pm_block_get(sizeof(real) * c->R * c->I);
-        if (!mixed) {
-            atomic_store(&c->failed, 1);
-            return;
-        }
-        K->mix_fwd(c->Q, c->S, c->R, c->I, weights, c->down, 1, mixed);
-        if (c->out) K->mix_fwd(c->Q, c->S, c->R, c->O, weights, c->up, 1, c->mixed_up + g * c->R * c->O);
-    }
-    K->gemm_pack(c->R, c->I, 0, panels, down, 0, scale, c->panels_down + g * RP * c->I);
-    pm_block_put(mixed);
+    const struct FN(linear_pass) *c = ctx;
+    const ptrdiff_t R = c->R, r = item % R;
+    if (item < R) K->mix_fwd(c->G, c->Q, c->S, R, c->I, r, c->weights, c->down, 1, c->mixed_down, R * c->I);
+    else if (c->out) K->mix_fwd(c->G, c->Q, c->S, R, c->O, r, c->weights, c->up, 1, c->mixed_up, R * c->O);
+}
+
+/* The factor of pair g that projects, packed. The scale goes into it, once; in the concat form backward it is left to combine_bwd,
+ * since dweights needs the plain product. */
+static void FN(linear_pack_item)(void *ctx, ptrdiff_t g)
+{
+    const struct FN(linear_pass) *c = ctx;
+    const real *down = c->mixes ? c->mixed_down : c->down;
+    K->proj_pack(c->R, c->I, down + g * c->R * c->I, c->concat && c->backward ? 1 : c->scale,
+                 c->panels_down + g * FN(padded)(c->R) * c->I);
 }
 
 /* h or g of a whole chunk, complete: what the form does to it before it meets the other factor. */
@@ -87,8 +85,17 @@ static void FN(linear_combine)(const struct FN(linear_pass) * c, ptrdiff_t chunk
 static void FN(linear_ddown)(const struct FN(linear_pass) * c, const struct pm_segment *s, const real *u, ptrdiff_t ldu, ptrdiff_t i0,
                              ptrdiff_t columns, const real *staged)
 {
-    real *ddown = c->sums + s->slot * c->R * (c->I + c->O) + c->R * c->O;
+    real *ddown = c->sums + s->slot * c->pair + c->R * c->O;
     K->outer(s->end - s->start, c->R, columns, u, ldu, staged, PM_STRIDE, !s->opens, ddown + i0, c->I);
+}
+
+/* A zero follows each row (kernels/lowrank.h, proj). */
+static void FN(stage)(ptrdiff_t rows, ptrdiff_t columns, const real *x, ptrdiff_t ldx, real *staged)
+{
+    for (ptrdiff_t n = 0; n < rows; n++) {
+        memcpy(staged + n * PM_STRIDE, x + n * ldx, sizeof(real) * columns);
+        staged[n * PM_STRIDE + columns] = 0;
+    }
 }
 
 static void FN(linear_chunk_item)(void *ctx, ptrdiff_t chunk)
@@ -117,12 +124,11 @@ static void FN(linear_chunk_item)(void *ctx, ptrdiff_t chunk)
     const ptrdiff_t n_blocks = (I + PM_STAGE - 1) / PM_STAGE, block = ((I + n_blocks - 1) / n_blocks + panel - 1) / panel * panel;
     for (ptrdiff_t i0 = 0; i0 < I; i0 += block) {
         const ptrdiff_t columns = I - i0 < block ? I - i0 : block;
-        for (ptrdiff_t n = 0; n < rows; n++)
-            memcpy(staged + n * PM_STRIDE, c->in + (start + n) * I + i0, sizeof(real) * columns);
+        FN(stage)(rows, columns, c->in + start * I + i0, I, staged);
         for (const struct pm_segment *s = first; R && s < last; s++) {
             const ptrdiff_t n = s->start - start;
-            K->gemm(s->end - s->start, columns, RP, staged + n * PM_STRIDE, c->panels_down + s->group * RP * I + i0 * panel, I * panel,
-                    i0 > 0, NULL, 0, NULL, 0, NULL, 0, low + n * RP, RP);
+            K->proj(s->end - s->start, R, I, i0, columns, staged + n * PM_STRIDE, c->panels_down + s->group * RP * I, i0 > 0,
+                    low + n * RP, RP);
             if (c->learns) FN(linear_ddown)(c, s, u + n * ldu, ldu, i0, columns, staged + n * PM_STRIDE);
         }
         const int complete = i0 + columns == I;
@@ -134,10 +140,13 @@ static void FN(linear_chunk_item)(void *ctx, ptrdiff_t chunk)
                     complete ? R : 0, low + n * RP, RP, up, O, c->out + s->start * O, O);
         }
     }
-    if (c->learns)
+    for (ptrdiff_t o0 = 0; c->learns && o0 < O; o0 += PM_STAGE) {
+        const ptrdiff_t columns = O - o0 < PM_STAGE ? O - o0 : PM_STAGE;
+        FN(stage)(rows, columns, c->x + start * O + o0, O, staged);    /* x is far away: read it once and in order */
         for (const struct pm_segment *s = first; s < last; s++)
-            K->outer(s->end - s->start, R, O, low + (s->start - start) * RP, RP, c->x + s->start * O, O, !s->opens,
-                     c->sums + s->slot * R * (I + O), O);
+            K->outer(s->end - s->start, R, columns, low + (s->start - start) * RP, RP, staged + (s->start - start) * PM_STRIDE,
+                     PM_STRIDE, !s->opens, c->sums + s->slot * c->pair + o0, O);
+    }
     pm_block_put(staged);
 }
 
@@ -148,52 +157,50 @@ static int FN(linear_run)(struct FN(linear_pass) * c, ptrdiff_t B, const int64_t
     if (c->concat && pm_segments_make(&c->pairs, c->N, 1, 1, NULL, NULL)) return -1;
     if (!c->concat) c->pairs = c->groups;
     const ptrdiff_t n_pairs = c->concat ? 1 : c->G, pair = c->R * (c->I + c->O);
+    c->pair = FN(padded)(pair) + PM_ALIGN / sizeof(real);
     if (c->R) {
         c->panels_down = pm_block_get(sizeof(real) * n_pairs * FN(padded)(c->R) * c->I);
-        if (c->mixes) c->mixed_up = pm_block_get(sizeof(real) * n_pairs * c->R * c->O);
-        if (!c->panels_down || (c->mixes && !c->mixed_up)) return -1;
-        pm_parallel(n_pairs, 2.0 * n_pairs * pair * (c->mixes ? c->S : 1), FN(linear_pair_item), c);
+        if (!c->panels_down) return -1;
+        if (c->mixes) {
+            c->mixed_down = pm_block_get(sizeof(real) * n_pairs * pair);
+            if (!c->mixed_down) return -1;
+            c->mixed_up = c->mixed_down + n_pairs * c->R * c->I;
+            pm_parallel(2 * c->R, 2.0 * c->S * n_pairs * pair, FN(linear_mix_item), c);
+        }
+        pm_parallel(n_pairs, 4.0 * n_pairs * c->R * c->I, FN(linear_pack_item), c);
     }
     if (c->learns) {
-        c->sums = pm_block_get(sizeof(real) * c->pairs.n_slots * pair);
-        c->dweights_parts = c->concat ? pm_block_get(sizeof(real) * c->groups.first[c->groups.n_chunks] * c->S) : NULL;
-        if (!c->sums || (c->concat && !c->dweights_parts)) return -1;
+        c->sums = pm_block_get(sizeof(real) * c->pairs.n_slots * c->pair);
+        const ptrdiff_t parts = c->concat ? c->groups.first[c->groups.n_chunks] : 2 * c->R * c->G * c->Q;
+        c->dweights_parts = pm_block_get(sizeof(real) * parts * c->S);
+        if (!c->sums || !c->dweights_parts) return -1;
     }
-    if (atomic_load(&c->failed)) return -1;
     pm_parallel(c->pairs.n_chunks, 2.0 * c->N * c->I * c->O + 8.0 * c->N * c->R * (c->I + c->O), FN(linear_chunk_item), c);
     return atomic_load(&c->failed) ? -1 : 0;
 }
 
-/* Fold the sums of pair g in the order of its tokens; then it is a gradient by itself, or one of the mixed pair. */
-static void FN(linear_fold_item)(void *ctx, ptrdiff_t g)
+/* One row of one factor, the first R items of `up`, the others of `down`: fold what the chunks summed for each pair, in the order of
+ * tokens. That is a gradient by itself, or one of the mixed pair. */
+static void FN(linear_fold_item)(void *ctx, ptrdiff_t item)
 {
     const struct FN(linear_grads) *grads = ctx;
     const struct FN(linear_pass) *c = grads->pass;
-    const ptrdiff_t up = c->R * c->O, down = c->R * c->I;
-    real *sum = c->sums + g * (up + down);
-    if (c->pairs.next[g] == PM_UNUSED) memset(sum, 0, sizeof(real) * (up + down));
-    else
-        for (ptrdiff_t slot = c->pairs.next[g]; slot >= 0; slot = c->pairs.next[slot])
-            K->add_rows(1, up + down, c->sums + slot * (up + down), up + down, sum);
-    if (!c->mixes) {
-        if (grads->dup) memcpy(grads->dup + g * up, sum, sizeof(real) * up);
-        if (grads->ddown) memcpy(grads->ddown + g * down, sum + up, sizeof(real) * down);
-    } else if (grads->dweights) {
-        real *dweights = grads->dweights + g * c->Q * c->S;
-        K->mix_bwd_weights(c->Q, c->S, c->R, c->O, sum, c->up, 1, 0, dweights);
-        K->mix_bwd_weights(c->Q, c->S, c->R, c->I, sum + up, c->down, 1, 1, dweights);
+    const ptrdiff_t R = c->R, pair = c->pair, r = item % R, n_pairs = c->concat ? 1 : c->G;
+    const int is_up = item < R;
+    const ptrdiff_t columns = is_up ? c->O : c->I;
+    real *sums = is_up ? c->sums : c->sums + R * c->O, *dfactor = is_up ? grads->dup : grads->ddown;
+    for (ptrdiff_t g = 0; g < n_pairs; g++) {
+        real *sum = sums + g * pair + r * columns;
+        if (c->pairs.next[g] == PM_UNUSED) memset(sum, 0, sizeof(real) * columns);
+        else
+            for (ptrdiff_t slot = c->pairs.next[g]; slot >= 0; slot = c->pairs.next[slot])
+                K->add_rows(1, columns, sums + slot * pair + r * columns, columns, sum);
+        if (!c->mixes && dfactor) memcpy(dfactor + (g * R + r) * columns, sum, sizeof(real) * columns);
     }
-}
-
-/* Row r of every skill: the first R items of `up`, the others of `down`. */
-static void FN(linear_bank_item)(void *ctx, ptrdiff_t item)
-{
-    const struct FN(linear_grads) *grads = ctx;
-    const struct FN(linear_pass) *c = grads->pass;
-    const ptrdiff_t R = c->R, pair = R * (c->I + c->O), r = item % R;
-    if (item < R && grads->dup) K->mix_bwd_bank(c->G, c->Q, c->S, R, c->O, r, c->sums, pair, c->weights, 1, grads->dup);
-    if (item >= R && grads->ddown)
-        K->mix_bwd_bank(c->G, c->Q, c->S, R, c->I, r, c->sums + R * c->O, pair, c->weights, 1, grads->ddown);
+    if (c->mixes && dfactor) K->mix_bwd_bank(n_pairs, c->Q, c->S, R, columns, r, c->weights, sums, pair, 1, dfactor);
+    if (c->mixes && grads->dweights)
+        K->mix_bwd_weights(n_pairs, c->Q, c->S, R, columns, r, is_up ? c->up : c->down, sums, pair, 1,
+                           c->dweights_parts + item * c->G * c->Q * c->S);
 }
 
 static void FN(linear_end)(struct FN(linear_pass) * c)
@@ -201,7 +208,7 @@ static void FN(linear_end)(struct FN(linear_pass) * c)
     if (c->concat) pm_segments_free(&c->pairs);
     pm_segments_free(&c->groups);
     pm_block_put(c->panels_down);
-    pm_block_put(c->mixed_up);
+    pm_block_put(c->mixed_down);
     pm_block_put(c->sums);
     pm_block_put(c->dweights_parts);
 }
@@ -232,14 +239,11 @@ int FN(pm_linear_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, ptrdiff_t B, ptrdif
     const int failed = FN(linear_run)(&c, B, cu_seqlens, adapter_ids);
     if (!failed && c.learns) {
         struct FN(linear_grads) grads = { .pass = &c, .dup = dlora_A, .ddown = dlora_B, .dweights = dweights };
-        const double work = (double)c.G * c.R * (D + O);
-        pm_parallel(concat ? 1 : G, work * (2 + 2 * S), FN(linear_fold_item), &grads);
-        if (c.mixes) pm_parallel(2 * c.R, work * 2 * S, FN(linear_bank_item), &grads);
-        if (concat && dweights) {
-            memset(dweights, 0, sizeof(real) * G * S);
-            for (ptrdiff_t i = 0; i < c.groups.first[c.groups.n_chunks]; i++)
-                K->add_rows(1, S, c.dweights_parts + i * S, S, dweights + c.groups.at[i].group * S);
-        }
+        pm_parallel(2 * c.R, (double)c.R * (D + O) * (c.pairs.n_slots + (c.mixes ? 4.0 * G * S : 0)), FN(linear_fold_item), &grads);
+        if (dweights) memset(dweights, 0, sizeof(real) * G * Q * S);
+        if (dweights && c.mixes) K->add_rows(2 * c.R, G * Q * S, c.dweights_parts, G * Q * S, dweights);
+        for (ptrdiff_t i = 0; dweights && concat && i < c.groups.first[c.groups.n_chunks]; i++)
+            K->add_rows(1, S, c.dweights_parts + i * S, S, dweights + c.groups.at[i].group * S);
     }
     FN(linear_end)(&c);
     return failed;

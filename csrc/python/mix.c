@@ -3,7 +3,7 @@
 #define DECLARE(real, DT)                                                                                                  \
     void pm_mix_fwd_##DT(ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, const real *weights, const real *bank, \
                          real scale, real *out);                                                                           \
-    void pm_mix_bwd_##DT(ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, const real *dout, const real *weights, \
+    int pm_mix_bwd_##DT(ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, const real *dout, const real *weights, \
                          const real *bank, real scale, real *dweights, real *dbank);
 DECLARE(float, f32)
 DECLARE(double, f64)
@@ -39,12 +39,14 @@ static PyObject *py_mix_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ss
     const double scale = pm_double(args[3], "scale");
     void *dweights = pm_out(args[4], "dweights", t, 3, &G, &Q, &S), *dbank = pm_out(args[5], "dbank", t, 3, &S, &R, &D);
     if (!heads_divide(Q, D)) return NULL;
-    PM_CALL(t, pm_mix_bwd, G, Q, S, R, D, dout, weights, bank, scale, dweights, dbank);
+    int failed;
+    PM_TRY(failed, t, pm_mix_bwd, G, Q, S, R, D, dout, weights, bank, scale, dweights, dbank);
+    if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
 PyMethodDef pm_methods_mix[] = {
-    PM_METHOD(mix_fwd, "mix_fwd(weights, bank, scale, out)\n--\n\nout[g,r,d] = scale * sum_s weights[g,q(d),s] bank[s,r,d]"),
-    PM_METHOD(mix_bwd, "mix_bwd(dout, weights, bank, scale, dweights, dbank)\n--\n\nGradients of mix_fwd."),
+    PM_METHOD(mix_fwd, "mix_fwd(weights, bank, scale, out, /)\n--\n\nout[g,r,d] = scale * sum_s weights[g,q(d),s] bank[s,r,d]"),
+    PM_METHOD(mix_bwd, "mix_bwd(dout, weights, bank, scale, dweights, dbank, /)\n--\n\nGradients of mix_fwd."),
     { NULL, NULL, 0, NULL },
 };
