@@ -1,0 +1,5 @@
+"""``python -m polymoe``."""
+
+from polymoe.cli import main
+
+main()

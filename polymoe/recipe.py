@@ -1,0 +1,119 @@
+"""A run in one value: base, data, method, objective and settings, as a YAML file or flags say them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from polymoe.adapters import adapt
+from polymoe.data import read_tasks
+from polymoe.models import load_base
+from polymoe.training import Trainer, TrainingConfig
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """The adapter; what is not set is as the method has it."""
+
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Modules that get an adapter: names, a regular expression, or "all-linear"."""
+    exclude_modules: str | tuple[str, ...] | None = None
+    """Modules that get none although they match."""
+    layers_to_transform: tuple[int, ...] | None = None
+    """Numbers of the layers to adapt; all by default."""
+    r: int | None = None
+    """Rank of each pair."""
+    n_skills: int | None = None
+    """Pairs that the tasks share (poly, mhr)."""
+    n_splits: int | None = None
+    """Heads (mhr)."""
+    lora_alpha: float | None = None
+    """The low-rank term is multiplied by lora_alpha / r."""
+    lora_dropout: float | None = None
+    """Dropout of what enters the low-rank term."""
+    temperature: float | None = None
+    """Of the noise of the gates."""
+    noise: Literal["per_example", "per_task", "off"] | None = None
+    """How often the gates' noise is drawn in training."""
+    init: Literal["peft", "mttl"] | None = None
+    """Whose initial values the skills get."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train, on what, and how."""
+
+    data: str | None = None
+    """Folder or file with the tasks."""
+    base: str = "minilm"
+    """The frozen model: a folder, "minilm", or a name on the hub."""
+    method: str = "mhr"
+    """Who shares what: lora, private, poly, mhr."""
+    objective: Literal["classify", "match", "regress"] = "classify"
+    """What is learnt: a head per task, the nearest output text, or a number."""
+    tasks: tuple[str, ...] | None = None
+    """Tasks to train on; all that the data hold by default."""
+    adapter: AdapterOptions = field(default_factory=AdapterOptions)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Recipe:
+        """From the values of a YAML file; TypeError for a setting that does not exist."""
+        known = {f.name for f in fields(cls)}
+        options = {f.name for f in fields(AdapterOptions)}
+        for name in settings:
+            if name not in known:
+                raise TypeError(f"recipe: expected settings out of {sorted(known)}, got {name!r}")
+        given: dict[str, Any] = {k: _tuples(v) for k, v in settings.items()}
+        adapter = dict(given.pop("adapter", None) or {})
+        for name in adapter:
+            if name not in options:
+                raise TypeError(f"recipe: adapter: expected settings out of {sorted(options)}, got {name!r}")
+        training = given.pop("training", None) or {}
+        return cls(
+            **given,
+            adapter=AdapterOptions(**{k: _tuples(v) for k, v in adapter.items()}),
+            training=TrainingConfig.from_dict(training),
+        )
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str]) -> Recipe:
+        """From a file; ValueError naming it where it is no YAML."""
+        try:
+            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: expected YAML, got {error}") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"{path}: expected settings by name, got {type(settings).__name__}")
+        return cls.from_dict(settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As YAML holds it; :meth:`from_dict` reads it back."""
+        settings = asdict(self)
+        settings["adapter"] = {k: v for k, v in settings["adapter"].items() if v is not None}
+        return _lists(settings)  # type: ignore[no-any-return]
+
+    def trainer(self, output: str | os.PathLike[str], **kwargs: Any) -> Trainer:
+        """Load base and data, adapt, and be ready to train into ``output``. ``kwargs`` go to the trainer."""
+        if self.data is None:
+            raise ValueError("data: expected a folder or file with tasks, got None")
+        tasks = read_tasks(self.data, self.tasks, seed=self.training.seed, require=("train",))
+        options = {k: v for k, v in asdict(self.adapter).items() if v is not None}
+        model = adapt(load_base(self.base), self.method, tasks=list(tasks), seed=self.training.seed, **options)
+        recipe = {**self.to_dict(), "data": str(Path(self.data).resolve()), "tasks": list(tasks)}
+        return Trainer(model, tasks, self.objective, self.training, output, recipe=recipe, **kwargs)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _lists(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value
