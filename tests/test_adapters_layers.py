@@ -256,6 +256,8 @@ def test_initial_values_depend_on_seed_and_name_alone():
     np.testing.assert_array_equal(start(), start(n_tasks=5, n_splits=1, noise="off"))
     assert not np.array_equal(start(), start(seed=1))
     assert not np.array_equal(start(), start(name="other"))
+    with pytest.raises(ValueError, match=r"seed: expected 0 <= seed < 2\*\*64, got -1"):
+        start(seed=-1)
 
 
 def test_an_empty_batch_gives_nothing():
