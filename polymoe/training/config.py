@@ -31,9 +31,9 @@ class TrainingConfig:
     max_length: int | None = None
     """Tokens of a text at most, never more than the base takes; None takes the base's own limit."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-2
     """Of the skills (LoRA pairs)."""
-    router_learning_rate: float = 1e-2
+    router_learning_rate: float = 1e-1
     """Of the routing logits."""
     head_learning_rate: float = 1e-2
     """Of classification and regression heads and of the temperature of ``match``."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from polymoe.adapters import AdaptedModel
-from polymoe.data import read_tasks
 from polymoe.models import load_base
 from polymoe.training.folder import RunFolder
 from polymoe.training.metrics import Evaluation
 from polymoe.training.objectives import Objective, Prediction, load_objective
+from polymoe.training.trainer import as_tasks
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Run:
             tasks = self.recipe.get("tasks") if tasks is None else tasks
         seed = self.recipe.get("training", {}).get("seed", 0)
         return self.objective.evaluate(
-            self.model, self.objective.encode(self.model, read_tasks(data, tasks, seed=seed), split)
+            self.model, self.objective.encode(self.model, as_tasks(data, tasks, seed), split)
         )
 
     def predict(

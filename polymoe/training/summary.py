@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from polymoe.training.trainer import Trainer
 
 
+ADAPTER_SETTINGS = (
+    "target_modules", "exclude_modules", "layers_to_transform", "r", "n_skills", "n_splits", "lora_alpha",
+    "lora_dropout", "temperature", "noise", "init",
+)  # fmt: skip
+
+
 def summarize_run(trainer: Trainer, evaluation: Evaluation | None, split: str) -> dict[str, Any]:
     """The summary of a finished run; ``evaluation`` is that of ``split`` with the best weights.
 
@@ -54,9 +60,15 @@ def default_recipe(trainer: Trainer, data: Any) -> dict[str, Any]:
         recipe["data"] = os.path.abspath(data)
     recipe["tasks"] = list(trainer.data)
     recipe["method"] = trainer.model.config.method
+    recipe["adapter"] = {name: _plain(getattr(trainer.model.config, name)) for name in ADAPTER_SETTINGS}
+    recipe["adapter"] = {name: value for name, value in recipe["adapter"].items() if value is not None}
     recipe["objective"] = trainer.objective.name
     recipe["training"] = trainer.config.to_dict()
     return recipe
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def peak_rss_bytes() -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -55,7 +55,7 @@ class Trainer:
         zero_shot: bool = True,
     ) -> None:
         self.model, self.config = model, config or TrainingConfig()
-        self.data = _as_tasks(data, self.config.seed)
+        self.data = as_tasks(data, seed=self.config.seed)
         self.objective = make_objective(objective)
         self.metric = self.config.metric_for_best_model or self.objective.metrics[0]
         if self.metric not in self.objective.metrics:
@@ -306,7 +306,12 @@ class Trainer:
             getattr(callback, event)(self, *args)
 
 
-def _as_tasks(data: Any, seed: int) -> dict[str, TaskData]:
+def as_tasks(data: Any, tasks: Iterable[str] | None = None, seed: int = 0) -> dict[str, TaskData]:
+    """``data`` as tasks by name: what :func:`polymoe.data.read_tasks` has read, or would read."""
     if isinstance(data, Mapping) and data and all(isinstance(task, TaskData) for task in data.values()):
-        return dict(data)
-    return read_tasks(data, seed=seed)
+        names = list(data) if tasks is None else list(tasks)
+        for name in names:
+            if name not in data:
+                raise KeyError(f"task: expected one of {list(data)}, got {name!r}")
+        return {name: data[name] for name in names}
+    return read_tasks(data, tasks, seed=seed)
