@@ -58,10 +58,11 @@ def test_forked_child_computes_on_one_thread(tmp_path):
     code = (
         PARALLEL_OP
         + """
-import os, warnings
+import os, signal, warnings
 warnings.simplefilter("ignore", DeprecationWarning)    # fork while OpenMP's threads live: what is tested here
 child = os.fork()
 if child == 0:
+    signal.alarm(30)    # a child that waits for threads that it has not must end
     again, _ = F.mix(weights, bank)
     os._exit(0 if again.tobytes() == y.tobytes() and _core.get_num_threads() == 1 else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
