@@ -314,3 +314,17 @@ def test_embeddings_come_in_the_order_of_the_texts(tmp_path: Path) -> None:
         token_ids, cu_seqlens = split.tokens.take(np.array([i]))
         alone = model.embed(Batch(cu_seqlens, token_ids, split.task_ids[[i]]))
         np.testing.assert_allclose(vectors[i], alone[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["classify", "match"])
+def test_training_on_refuses_labels_that_the_objective_does_not_know(tmp_path: Path, objective: str) -> None:
+    model, known, _ = prepared(tmp_path, make_objective(objective), classes())
+    data = classes()
+    data["animal"]["train"] = [("the cow", "cow"), ("a cow", "cow"), *data["animal"]["train"]]
+    with pytest.raises(ValueError, match=r"animal: .*expected one of \['cat', 'dog'\], got 'cow'"):
+        make_trainer(tmp_path, known, data, model=model).train()
+    model = make_model(tmp_path / "base")
+    only = make_objective(objective)
+    only.prepare(model, read_tasks({"animal": classes()["animal"]}))
+    with pytest.raises(KeyError, match=r"expected one of \['animal'\], got 'colour'"):
+        make_trainer(tmp_path, only, model=model)

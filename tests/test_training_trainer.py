@@ -145,8 +145,10 @@ def test_resume_of_a_finished_run_trains_no_further(tmp_path: Path) -> None:
     first = make_trainer(tmp_path)
     summary = first.train()
     records = Records()
-    again = make_trainer(tmp_path, callbacks=(records,)).train(resume=True)
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    again = make_trainer(tmp_path, callbacks=(records,), save_total_limit=1).train(resume=True)
     assert records.records == []
+    assert (tmp_path / "run/metrics.jsonl").read_text().splitlines() == lines
     assert again["evaluation"] == summary["evaluation"]
     assert again["steps"] == summary["steps"]
 
@@ -173,6 +175,11 @@ def test_output_that_holds_a_run_is_refused_unless_overwritten(tmp_path: Path) -
     make_trainer(tmp_path, epochs=1).train(overwrite=True)
     assert json.loads((tmp_path / "run/summary.json").read_text())["epochs"] == 1
     assert (tmp_path / "run/notes.txt").read_text() == "mine"
+    again = make_trainer(tmp_path, output="again", epochs=1)
+    again.train()
+    with pytest.raises(RuntimeError, match="expected a new Trainer"):
+        again.train(overwrite=True)
+    assert (tmp_path / "again/summary.json").exists()
     with pytest.raises(ValueError, match="at most one"):
         make_trainer(tmp_path).train(resume=True, overwrite=True)
 

@@ -91,10 +91,10 @@ class RunFolder:
         write_json(self.summary, summary)
 
     def keep_metrics(self, step: int) -> None:
-        """Drop what ``metrics.jsonl`` says of steps after ``step``: they will run again."""
+        """Drop from ``metrics.jsonl`` what will come again: steps after ``step`` and the final evaluation."""
         if self.metrics.exists():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_bytes(self.metrics, "".join(line for line in lines if _step_of(line) <= step).encode())
+            write_bytes(self.metrics, "".join(line for line in lines if _stays(line, step)).encode())
 
     def save_checkpoint(
         self, name: str, write: Callable[[Path], None], *, best: bool = False, keep: int | None = None
@@ -149,8 +149,10 @@ def _order(checkpoint: Path) -> tuple[int, ...]:
     return tuple(int(part) for part in checkpoint.name.removeprefix("step-").split("."))
 
 
-def _step_of(line: str) -> float:
+def _stays(line: str, step: int) -> bool:
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a line that was cut short when the machine went down
-        return float("inf")
+        record = json.loads(line)
+        final = record.get("split") == "test" and record["step"] > 0
+        return bool(record["step"] <= step and not final)
+    except (ValueError, KeyError, TypeError, AttributeError):  # cut short when the machine went down
+        return False

@@ -13,7 +13,7 @@ from polymoe.models import load_base
 from polymoe.training.folder import RunFolder
 from polymoe.training.metrics import Evaluation
 from polymoe.training.objectives import Objective, Prediction, load_objective
-from polymoe.training.trainer import as_tasks
+from polymoe.training.tasks import as_tasks
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,13 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from polymoe.data import TaskData, read_tasks
 from polymoe.nn import FlatParameters
 from polymoe.tape import Tape, data_of
 from polymoe.training.callbacks import Callback, MetricsFile, Progress
@@ -26,6 +24,10 @@ from polymoe.training.interrupt import Interrupt, TrainingInterrupted
 from polymoe.training.objectives import Objective, make_objective
 from polymoe.training.optim import AdamW
 from polymoe.training.summary import default_recipe, summarize_run
+from polymoe.training.tasks import as_tasks, fingerprint
+
+BOOKKEEPING = ("logging_steps", "save_steps", "save_total_limit")
+"""Settings that change no bit of what is learnt, so that a resumed run may have others."""
 
 
 class Trainer:
@@ -64,6 +66,7 @@ class Trainer:
             )
         if not self.objective.prepared:
             self.objective.prepare(model, self.data, self.config.max_length)
+        self.objective.check_tasks(list(self.data))
         self.train_split, self.valid_split, self.test_split = (
             self.objective.encode(model, self.data, split) for split in ("train", "valid", "test")
         )
@@ -106,6 +109,10 @@ class Trainer:
         no finite number (parameters are then those of the step before), TrainingInterrupted (a
         KeyboardInterrupt) after Ctrl-C.
         """
+        if self.state.micro_step and not resume:
+            raise RuntimeError(
+                "train: expected a new Trainer for a new run, got one that has trained already"
+            )
         self.folder.claim(resume, overwrite)
         if resume:
             self._resume()
@@ -141,9 +148,8 @@ class Trainer:
             bad = [n for n, x in zip(names, loss.per_example, strict=True) if not math.isfinite(x)]
             raise self._not_finite("loss", value, bad or names)
         n = len(indices)
-        tape.backward(
-            loss.mean, np.asarray(n, dtype=data_of(loss.mean).dtype)
-        )  # sums over examples; divided in the update
+        # n times the gradient of the mean: windows sum over examples, and the update divides by their number
+        tape.backward(loss.mean, np.asarray(n, dtype=data_of(loss.mean).dtype))
         for name, x in zip(names, loss.per_example.tolist(), strict=True):
             entry = state.window.setdefault(name, [0.0, 0])
             entry[0] += x
@@ -254,9 +260,10 @@ class Trainer:
         if latest is not None:
             self.state = load_training(latest, self.parameters, self.optimizer, self._identity())
             self._saved = (self.state.step, self.state.micro_step)
-        else:
+            self.folder.keep_metrics(self.state.step)
+        else:  # stopped before the first checkpoint
+            self.folder.clear()
             self.folder.write_recipe(self.recipe)
-        self.folder.keep_metrics(self.state.step)
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         """The batches of an epoch, as indices into the training split."""
@@ -282,15 +289,11 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What two runs must share for one to go on where the other stopped."""
-        content = blake2b(digest_size=16)
-        for split in (self.train_split, self.valid_split):
-            for e in split.examples:
-                content.update(repr((e.task, e.example_id, e.input, e.outputs)).encode())
         return {
-            "training": self.config.to_dict(),
+            "training": {k: v for k, v in self.config.to_dict().items() if k not in BOOKKEEPING},
             "tasks": list(self.model.tasks.names),
             "objective": self.objective.name,
-            "data": content.hexdigest(),
+            "data": fingerprint(self.train_split, self.valid_split),
         }
 
     def _not_finite(self, what: str, value: float, tasks: Sequence[str]) -> FloatingPointError:
@@ -304,14 +307,3 @@ class Trainer:
     def _tell(self, event: str, *args: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self, *args)
-
-
-def as_tasks(data: Any, tasks: Iterable[str] | None = None, seed: int = 0) -> dict[str, TaskData]:
-    """``data`` as tasks by name: what :func:`polymoe.data.read_tasks` has read, or would read."""
-    if isinstance(data, Mapping) and data and all(isinstance(task, TaskData) for task in data.values()):
-        names = list(data) if tasks is None else list(tasks)
-        for name in names:
-            if name not in data:
-                raise KeyError(f"task: expected one of {list(data)}, got {name!r}")
-        return {name: data[name] for name in names}
-    return read_tasks(data, tasks, seed=seed)

@@ -12,13 +12,13 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from polymoe.batch import Batch
-from polymoe.data import EncodedSplit, TaskData, Tokenizer, Tokens, cut_batches, encode_split
+from polymoe.data import EncodedSplit, Example, TaskData, Tokenizer, Tokens, cut_batches, encode_split
 from polymoe.files import json_bytes, read_json, read_safetensors, safetensors_bytes, write_files
 from polymoe.nn import Module, Parameter
 from polymoe.tape import Node
 from polymoe.training.metrics import Evaluation, summarize
 
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 2048
 """Tokens of a packed batch where nothing is trained."""
 
 HEADS = "heads.safetensors"
@@ -106,7 +106,7 @@ class Objective(Module):
         if len(names) != len(texts):
             raise ValueError(f"task: expected {len(texts)} names, got {len(names)}")
         ids = model.tasks.ids(names)
-        self._check_tasks(names)
+        self.check_tasks(names)
         if not len(texts):
             return []
         embeddings = embed(model, self.tokenizer(model).encode(texts), ids, batch_tokens)
@@ -121,7 +121,7 @@ class Objective(Module):
         """Metrics of each task that has examples in ``split``; ValueError if there are none at all."""
         if not len(split):
             raise ValueError("split: expected at least one example, got none")
-        self._check_tasks(list(split.sizes))
+        self.check_tasks(list(split.sizes))
         embeddings = embed(model, split.tokens, split.task_ids, batch_tokens)
         results, start = {}, 0
         for name, size in split.sizes.items():
@@ -176,7 +176,8 @@ class Objective(Module):
         parameters = {name: p.data for name, p in self.named_parameters()}
         write_files(folder, {HEADS: safetensors_bytes(parameters), SETTINGS: json_bytes(self.settings())})
 
-    def _check_tasks(self, names: Sequence[str]) -> None:
+    def check_tasks(self, names: Sequence[str]) -> None:
+        """KeyError for a task that it was not prepared for."""
         for name in dict.fromkeys(names):
             if name not in self.task_names:
                 raise KeyError(f"task: expected one of {list(self.task_names)}, got {name!r}")
@@ -211,6 +212,13 @@ def embed(model: Any, tokens: Tokens, task_ids: np.ndarray, batch_tokens: int = 
     if result is None:
         raise ValueError("texts: expected at least one, got none")
     return result
+
+
+def unknown_output(example: Example, known: Sequence[str]) -> ValueError:
+    """The error for a training example whose output the objective was not prepared for."""
+    return ValueError(
+        f"{example.task}: {example.where}: output: expected one of {list(known)}, got {example.output!r}"
+    )
 
 
 def head(shape: tuple[int, ...]) -> Parameter:

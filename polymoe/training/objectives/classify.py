@@ -14,7 +14,7 @@ from polymoe.batch import Batch
 from polymoe.data import EncodedSplit, Example, TaskData, labels
 from polymoe.tape import data_of
 from polymoe.training.metrics import classification
-from polymoe.training.objectives.base import Loss, Objective, Prediction, head
+from polymoe.training.objectives.base import Loss, Objective, Prediction, head, unknown_output
 
 
 class Targets(NamedTuple):
@@ -56,8 +56,14 @@ class Classify(Objective):
         """Targets are columns of the head."""
         examples = [split.examples[i] for i in indices]
         starts, ends = np.array([self.ranges[e.task] for e in examples], dtype=np.int64).T.copy()
-        columns = np.array([self.columns[e.task, e.output] for e in examples], dtype=np.int64)
+        columns = np.array([self._column(e) for e in examples], dtype=np.int64)
         return replace(split.batch(indices, seed=seed, step=step), targets=Targets(columns, starts, ends))
+
+    def _column(self, example: Example) -> int:
+        column = self.columns.get((example.task, example.output))
+        if column is None:
+            raise unknown_output(example, self.labels[example.task])
+        return column
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Cross entropy."""

@@ -17,7 +17,7 @@ from polymoe import tape
 from polymoe.batch import Batch
 from polymoe.data import EncodedSplit, Example, TaskData, has_labels, labels
 from polymoe.nn import Parameter
-from polymoe.training.objectives.base import Loss, Objective, Prediction, embed
+from polymoe.training.objectives.base import Loss, Objective, Prediction, embed, unknown_output
 from polymoe.training.objectives.classify import compare, cross_entropy
 
 LOG_SCALE = math.log(20.0)
@@ -81,6 +81,9 @@ class Match(Objective):
             texts += own
             tasks += [task] * len(own)
         starts, ends = (np.array([ranges[e.task][k] for e in examples], dtype=np.int64) for k in (0, 1))
+        for e in examples:
+            if e.output not in ranges[e.task][2]:
+                raise unknown_output(e, self.labels[e.task] or ())
         columns = np.array([ranges[e.task][2][e.output] for e in examples], dtype=np.int64)
         tokens = self.tokenizer(model).encode(texts)
         return replace(
