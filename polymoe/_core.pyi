@@ -1,4 +1,5 @@
-"""The compiled extension: strict, in place, no conversion (see csrc/python). :mod:`polymoe.functional` is its friendly face."""
+"""The compiled extension: strict, in place, no conversion (see csrc/python). :mod:`polymoe.functional` is its
+friendly face."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,13 +1,15 @@
+# ruff: noqa: D103 -- polymoe.functional documents these functions; here the formula is the documentation
 """Every operation in a few lines of NumPy: the specification that the kernels are tested against.
 
-Names and signatures are those of :mod:`polymoe.functional`: ``op(...) -> (y, saved)``, ``op_backward(saved, dy)`` -> a dict from
-``d<argument>`` to the gradient. Nothing here is fast, and nothing here calls the kernels. Extents: B examples, N packed tokens,
-D columns, S skills, Q heads, T tasks, G groups.
+Names and signatures are those of :mod:`polymoe.functional`: ``op(...) -> (y, saved)``, ``op_backward(saved,
+dy)`` -> a dict from ``d<argument>`` to the gradient. Nothing here is fast, and nothing here calls the
+kernels. Extents: B examples, N packed tokens, D columns, S skills, Q heads, T tasks, G groups.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -71,7 +73,12 @@ def layer_norm_backward(saved: Any, dy: Any) -> Grads:
     xh, rstd, weight, residual = saved
     g = dy * weight
     dx = rstd * (g - g.mean(axis=1, keepdims=True) - xh * (g * xh).mean(axis=1, keepdims=True))
-    return {"dx": dx, "dweight": (dy * xh).sum(axis=0), "dbias": dy.sum(axis=0), "dresidual": None if residual is None else dx}
+    return {
+        "dx": dx,
+        "dweight": (dy * xh).sum(axis=0),
+        "dbias": dy.sum(axis=0),
+        "dresidual": None if residual is None else dx,
+    }
 
 
 def l2_normalize(x: Any, eps: float = 1e-12) -> Pair:
@@ -160,7 +167,7 @@ def embedding_backward(saved: Any, dy: Any) -> Grads:
 
 
 def mean_pool(x: Any, cu_seqlens: Any) -> Pair:
-    spans = list(zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True))
+    spans = list(pairwise(cu_seqlens))
     rows = [x[a:b].mean(axis=0) if b > a else np.zeros(x.shape[1]) for a, b in spans]
     return np.array(rows).reshape(len(spans), x.shape[1]), np.diff(cu_seqlens)
 
@@ -169,9 +176,15 @@ def mean_pool_backward(saved: Any, dy: Any) -> Grads:
     return {"dx": np.repeat(dy / np.maximum(saved, 1)[:, None], saved, axis=0)}
 
 
-def task_router(logits: Any, task_ids: Any, noise: Any = None, temperature: float = 1.0, gate: str = "sigmoid") -> Pair:
+def task_router(
+    logits: Any, task_ids: Any, noise: Any = None, temperature: float = 1.0, gate: str = "sigmoid"
+) -> Pair:
     assert gate == "sigmoid"
-    z = logits[task_ids] if noise is None else (logits[task_ids] + np.log(noise) - np.log1p(-noise)) / temperature
+    z = (
+        logits[task_ids]
+        if noise is None
+        else (logits[task_ids] + np.log(noise) - np.log1p(-noise)) / temperature
+    )
     s = 1 / (1 + np.exp(-z))
     w = s / (s.sum(axis=2, keepdims=True) + 1e-12)
     return w, (logits, task_ids, s, w, 1.0 if noise is None else temperature)
@@ -185,7 +198,9 @@ def task_router_backward(saved: Any, dy: Any) -> Grads:
     return {"dlogits": dlogits}
 
 
-def cross_entropy(logits: Any, labels: Any, starts: Any = None, ends: Any = None, weights: Any = None) -> Pair:
+def cross_entropy(
+    logits: Any, labels: Any, starts: Any = None, ends: Any = None, weights: Any = None
+) -> Pair:
     rows, columns = np.arange(len(labels)), np.arange(logits.shape[1])
     starts = np.zeros_like(labels) if starts is None else starts
     ends = np.full_like(labels, logits.shape[1]) if ends is None else ends
@@ -220,7 +235,7 @@ def attention(
     out, hd = np.zeros_like(q), q.shape[1] // n_heads
     scale = 1 / math.sqrt(hd) if scale is None else scale
     probabilities = []
-    for a, b in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+    for a, b in pairwise(cu_seqlens):
         if a == b:
             continue
         for h in range(n_heads):
@@ -245,8 +260,19 @@ def attention_backward(saved: Any, dy: Any) -> Grads:
 
 
 def adamw_step(
-    data: Any, grad: Any, m: Any, v: Any, offsets: Any, lengths: Any, lr: Any, weight_decay: Any,
-    beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, step: int = 1, grad_scale: float = 1.0,
+    data: Any,
+    grad: Any,
+    m: Any,
+    v: Any,
+    offsets: Any,
+    lengths: Any,
+    lr: Any,
+    weight_decay: Any,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    step: int = 1,
+    grad_scale: float = 1.0,
 ) -> None:
     for offset, length, rate, decay in zip(offsets, lengths, lr, weight_decay, strict=True):
         at = slice(offset, offset + length)

@@ -1,11 +1,11 @@
 """THE table of cases: every operation at awkward sizes, with its tolerance, its flops and its bytes.
 
-Read by test_ops.py (every instruction set and dtype against the reference), test_gradients.py (finite differences) and the
-benchmarks. A case makes its arguments from a random generator in float64; ``cast`` brings them to a dtype. To add an operation:
-a function that yields its cases, and its name in ``CASES``.
+Read by test_ops.py (every instruction set and dtype against the reference), test_gradients.py (finite
+differences) and the benchmarks. A case makes its arguments from a random generator in float64; ``cast``
+brings them to a dtype. To add an operation: a function that yields its cases, and its name in ``CASES``.
 
-Errors are measured against the largest absolute value of the exact result (or ``floor`` if that is larger), so that a tolerance of
-``1e-6`` means about eight units in the last place of the largest value in float32.
+Errors are measured against the largest absolute value of the exact result (or ``floor`` if that is larger),
+so that a tolerance of ``1e-6`` means about eight units in the last place of the largest value in float32.
 """
 
 from __future__ import annotations

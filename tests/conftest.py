@@ -22,7 +22,8 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every array that ``_core.empty`` makes is filled with NaN (or -1): what a kernel forgets to write is seen."""
+    """Every array that ``_core.empty`` makes is filled with NaN (or -1): what a kernel forgets to write is
+    seen."""
     empty = _core.empty
 
     def filled(shape: Any, dtype: Any) -> np.ndarray:

@@ -72,7 +72,9 @@ def test_attention_nan_scores_make_nan(isa: str, where: int) -> None:
 def test_attention_with_enormous_scores_is_a_choice(isa: str) -> None:
     q, k, v = qkv(50)
     y, saved = F.attention(q * 1e4, k, v, [0, 50], 2)
-    choice = np.concatenate([v[(q[:, h] @ k[:, h].T).argmax(axis=1), h] for h in (slice(0, 16), slice(16, 32))], 1)
+    choice = np.concatenate(
+        [v[(q[:, h] @ k[:, h].T).argmax(axis=1), h] for h in (slice(0, 16), slice(16, 32))], 1
+    )
     assert np.max(np.abs(y - choice)) < 1e-3
     assert all(np.isfinite(g).all() for g in F.attention_backward(saved, np.ones_like(y)))
 

@@ -27,7 +27,10 @@ def copies(arrays: dict[str, np.ndarray], dtype: Any = None) -> dict[str, np.nda
     return {k: v.astype(dtype or v.dtype) for k, v in arrays.items()}
 
 
-RATES: dict[str, Any] = {"lr": [1e-3, 1.0, 0.1, 0.0, 1e-2, 0.5], "weight_decay": [0.0, 1.0, 0.1, 0.5, 1e-2, 0.01]}
+RATES: dict[str, Any] = {
+    "lr": [1e-3, 1.0, 0.1, 0.0, 1e-2, 0.5],
+    "weight_decay": [0.0, 1.0, 0.1, 0.5, 1e-2, 0.01],
+}
 
 
 @pytest.mark.parametrize(("dtype", "tol"), [("float32", 2e-6), ("float64", 1e-14)])
@@ -53,7 +56,6 @@ def test_adamw_leaves_the_rest_untouched() -> None:
     for name in ("data", "m", "v"):
         assert before[name][~inside].tobytes() == after[name][~inside].tobytes()
     assert not np.any(before["m"][inside] == after["m"][inside])
-
 
 
 def test_adamw_with_no_segments_does_nothing() -> None:

@@ -74,7 +74,11 @@ def test_threads_do_not_change_bits(threads: Any) -> None:
     ("change", "error", "message"),
     [
         ({"seed": -1}, ValueError, r"seed: expected an integer from 0 to 2\*\*64 - 1, got -1"),
-        ({"seed": 2**64}, ValueError, r"seed: expected an integer from 0 to 2\*\*64 - 1, got 18446744073709551616"),
+        (
+            {"seed": 2**64},
+            ValueError,
+            r"seed: expected an integer from 0 to 2\*\*64 - 1, got 18446744073709551616",
+        ),
         ({"seed": 1.0}, TypeError, r"seed: expected an integer, got float"),
         ({"step": -1}, ValueError, r"step: expected an integer from 0 to 2\*\*64 - 1, got -1"),
         ({"n": -1}, ValueError, r"n: expected 0 or more, got -1"),

@@ -1,8 +1,10 @@
-"""The public operations on plain arrays: ``op(...) -> (y, saved)`` and ``op_backward(saved, dy) -> gradients``.
+"""The public operations on plain arrays: ``op(...) -> (y, saved)`` and ``op_backward(saved, dy) ->
+gradients``.
 
-Inputs are converted (lists, other memory orders) and never changed; outputs are new 64-byte aligned arrays. The fields of the
-gradients are ``d`` + the argument's name, None where there is no gradient; ``needs`` names the arguments whose gradient is wanted.
-:mod:`polymoe.reference` says what every operation computes; :mod:`polymoe.tape` records them.
+Inputs are converted (lists, other memory orders) and never changed; outputs are new 64-byte aligned arrays.
+The fields of the gradients are ``d`` + the argument's name, None where there is no gradient; ``needs`` names
+the arguments whose gradient is wanted. :mod:`polymoe.reference` says what every operation computes;
+:mod:`polymoe.tape` records them.
 """
 
 from polymoe.functional.attention import attention, attention_backward

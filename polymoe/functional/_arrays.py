@@ -1,7 +1,8 @@
 """What all operations share: how arguments become arrays.
 
-Conversion is kind (lists, other memory orders, smaller integer types) but never hides a loss: a float array of another
-precision than ``x`` is refused. The checks of dtype and shape themselves are made by ``polymoe._core``.
+Conversion is kind (lists, other memory orders, smaller integer types) but never hides a loss: a float array
+of another precision than ``x`` is refused. The checks of dtype and shape themselves are made by
+``polymoe._core``.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-def real(x: Any) -> Array:
-    """``x`` as a C-contiguous array, in its own precision (integers and Python lists: see :func:`like`)."""
-    return np.asarray(x, order="C")
+def real(x: Any, name: str = "x") -> Array:
+    """``x`` as a C-contiguous array in its own precision; lists of numbers are float64, other dtypes a
+    TypeError."""
+    a = np.asarray(x, order="C")
+    if a.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name}: expected dtype float32 or float64, got {a.dtype}")
+    return a
 
 
 def like(x: Array, value: Any) -> Array:
-    """``value`` as a C-contiguous array; numbers and lists take the dtype of ``x``, float arrays keep theirs (and are checked later)."""
+    """``value`` as a C-contiguous array; numbers and lists take the dtype of ``x``, float arrays keep theirs
+    (and are checked later)."""
     if isinstance(value, np.ndarray) and value.dtype.kind == "f":
         return np.asarray(value, order="C")
     return np.asarray(value, dtype=x.dtype, order="C")

@@ -10,7 +10,8 @@ from polymoe.functional._arrays import Array, index, like, real
 
 
 class AttentionSaved(NamedTuple):
-    """What :func:`attention` keeps: its inputs and output, and ``lse`` [H, N], the log-sum-exp of every query's scores."""
+    """What :func:`attention` keeps: its inputs and output, and ``lse`` [H, N], the log-sum-exp of every
+    query's scores."""
 
     q: Array
     k: Array
@@ -34,12 +35,14 @@ class AttentionGrads(NamedTuple):
 def attention(
     q: Any, k: Any, v: Any, cu_seqlens: Any, n_heads: int, scale: float | None = None, causal: bool = False
 ) -> tuple[Array, AttentionSaved]:
-    """``softmax(scale q k^T) v`` inside every example, head by head: ``q``, ``k``, ``v`` and the result are [N, H * head size].
+    """``softmax(scale q k^T) v`` inside every example, head by head: ``q``, ``k``, ``v`` and the result are
+    [N, H * head size].
 
-    ``scale`` is 1 / sqrt(head size) when None; ``causal``: a token sees itself and what comes before. The scores are never stored:
-    backward computes them again. Vaswani et al. 2017, arXiv 1706.03762; recomputation: Dao et al. 2022, arXiv 2205.14135.
+    ``scale`` is 1 / sqrt(head size) when None; ``causal``: a token sees itself and what comes before. The
+    scores are never stored: backward computes them again. Vaswani et al. 2017, arXiv 1706.03762;
+    recomputation: Dao et al. 2022, arXiv 2205.14135.
     """
-    q, cu_seqlens = real(q), index(cu_seqlens, "cu_seqlens")
+    q, cu_seqlens = real(q, "q"), index(cu_seqlens, "cu_seqlens")
     k, v = like(q, k), like(q, v)
     if scale is None:
         scale = 1 / math.sqrt(max(q.shape[-1] // n_heads, 1)) if n_heads > 0 else 1.0

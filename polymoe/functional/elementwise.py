@@ -17,7 +17,7 @@ class AddGrads(NamedTuple):
 
 def add(a: Any, b: Any) -> tuple[Array, None]:
     """``a + b``, two arrays of the same shape; there is no broadcasting."""
-    a = real(a)
+    a = real(a, "a")
     b = like(a, b)
     if a.shape != b.shape:
         raise ValueError(f"b: expected shape {a.shape}, got {b.shape}")
@@ -70,7 +70,8 @@ class DropoutGrads(NamedTuple):
 
 
 def dropout(x: Any, mask_scale: Any) -> tuple[Array, Array]:
-    """``x * mask_scale``: the mask holds 0 where a value is dropped and 1 / (1 - p) where it stays, in the shape of ``x``."""
+    """``x * mask_scale``: the mask holds 0 where a value is dropped and 1 / (1 - p) where it stays, in the
+    shape of ``x``."""
     x = real(x)
     mask_scale = like(x, mask_scale)
     if x.shape != mask_scale.shape:
@@ -102,7 +103,8 @@ class GeluGrads(NamedTuple):
 
 
 def gelu(x: Any, approximate: str = "none") -> tuple[Array, GeluSaved]:
-    """``x Phi(x)`` with the exact normal distribution (``"none"``) or its tanh approximation (``"tanh"``); any shape.
+    """``x Phi(x)`` with the exact normal distribution (``"none"``) or its tanh approximation (``"tanh"``);
+    any shape.
 
     float32 is within 1e-6 of the exact value. Hendrycks and Gimpel 2016, arXiv 1606.08415.
     """

@@ -31,13 +31,17 @@ def cross_entropy(
 ) -> tuple[Array, CrossEntropySaved]:
     """Mean cross entropy of ``labels`` [B] under ``logits`` [B, C], a 0-d array.
 
-    Row b is a softmax over the columns ``starts[b]`` to ``ends[b] - 1`` (its task's own labels; all columns when None), and
-    ``labels[b]`` counts columns from 0: a label outside its range is a ValueError that names the row. ``weights`` [B] make it a
-    weighted mean. The loss of no examples, or of weights that sum to 0, is 0.
+    Row b is a softmax over the columns ``starts[b]`` to ``ends[b] - 1`` (its task's own labels; all columns
+    when None), and ``labels[b]`` counts columns from 0: a label outside its range is a ValueError that names
+    the row. ``weights`` [B] make it a weighted mean. The loss of no examples, or of weights that sum to 0, is
+    0.
     """
-    logits, labels, weights = real(logits), index(labels, "labels"), like_or_none(real(logits), weights)
+    logits, labels = real(logits, "logits"), index(labels, "labels")
+    weights = like_or_none(logits, weights)
     starts, ends = (None if v is None else index(v, n) for v, n in ((starts, "starts"), (ends, "ends")))
-    loss, per_example, lse = (_core.empty(shape, logits.dtype) for shape in ((1,), labels.shape, labels.shape))
+    loss, per_example, lse = (
+        _core.empty(shape, logits.dtype) for shape in ((1,), labels.shape, labels.shape)
+    )
     _core.cross_entropy_fwd(logits, labels, starts, ends, weights, loss, per_example, lse)
     return loss.reshape(()), CrossEntropySaved(logits, labels, starts, ends, weights, per_example, lse)
 
@@ -66,10 +70,14 @@ class MseGrads(NamedTuple):
 
 
 def mse(predictions: Any, targets: Any, weights: Any = None) -> tuple[Array, MseSaved]:
-    """Mean of ``(predictions - targets)^2``, both [B], a 0-d array; with ``weights`` [B] a weighted mean, 0 if they sum to 0."""
-    predictions = real(predictions)
+    """Mean of ``(predictions - targets)^2``, both [B], a 0-d array; with ``weights`` [B] a weighted mean, 0
+    if they sum to 0."""
+    predictions = real(predictions, "predictions")
     targets, weights = like(predictions, targets), like_or_none(predictions, weights)
-    loss, per_example = _core.empty((1,), predictions.dtype), _core.empty(predictions.shape, predictions.dtype)
+    loss, per_example = (
+        _core.empty((1,), predictions.dtype),
+        _core.empty(predictions.shape, predictions.dtype),
+    )
     _core.mse_fwd(predictions, targets, weights, loss, per_example)
     return loss.reshape(()), MseSaved(predictions, targets, weights, per_example)
 

@@ -37,7 +37,9 @@ def mix(weights: Any, bank: Any, scale: float = 1.0) -> tuple[Array, MixSaved]:
     weights = real(weights)
     bank = like(weights, bank)
     if weights.ndim != 3 or bank.ndim != 3:
-        raise ValueError(f"weights, bank: expected shapes (G, Q, S) and (S, r, D), got {weights.shape} and {bank.shape}")
+        raise ValueError(
+            f"weights, bank: expected shapes (G, Q, S) and (S, r, D), got {weights.shape} and {bank.shape}"
+        )
     out = _core.empty((len(weights), *bank.shape[1:]), weights.dtype)
     _core.mix_fwd(weights, bank, scale, out)
     return out, MixSaved(weights, bank, scale)

@@ -30,13 +30,18 @@ class LayerNormGrads(NamedTuple):
 def layer_norm(
     x: Any, weight: Any, bias: Any, eps: float = 1e-12, residual: Any = None
 ) -> tuple[Array, LayerNormSaved]:
-    """Rows of ``x + residual`` [N, D] with mean 0 and (biased) variance 1, times ``weight`` [D] plus ``bias`` [D].
+    """Rows of ``x + residual`` [N, D] with mean 0 and (biased) variance 1, times ``weight`` [D] plus ``bias``
+    [D].
 
     Ba, Kiros and Hinton 2016, arXiv 1607.06450.
     """
     x = real(x)
     residual, weight, bias = like_or_none(x, residual), like(x, weight), like(x, bias)
-    y, mean, rstd = _core.empty(x.shape, x.dtype), _core.empty(x.shape[:1], x.dtype), _core.empty(x.shape[:1], x.dtype)
+    y, mean, rstd = (
+        _core.empty(x.shape, x.dtype),
+        _core.empty(x.shape[:1], x.dtype),
+        _core.empty(x.shape[:1], x.dtype),
+    )
     _core.layer_norm_fwd(x, residual, weight, bias, eps, y, mean, rstd)
     return y, LayerNormSaved(x, residual, weight, mean, rstd)
 

@@ -29,17 +29,20 @@ def task_router(
 ) -> tuple[Array, TaskRouterSaved]:
     """Skill weights [G, Q, S] of groups with these ``task_ids`` [G], from the table ``logits`` [T, Q, S].
 
-    ``w = s / (sum s + 1e-12)`` over the skills of a head, where ``s = sigmoid((z + log u - log(1 - u)) / temperature)`` with
-    uniform ``noise`` u [G, Q, S] in (0, 1) and ``s = sigmoid(z)``, without temperature, when noise is None. A task id outside the
-    table is an IndexError. Ponti et al. 2023 (Poly), arXiv 2202.13914; heads: Caccia et al. 2023 (MHR), arXiv 2211.03831.
+    ``w = s / (sum s + 1e-12)`` over the skills of a head, where ``s = sigmoid((z + log u - log(1 - u)) /
+    temperature)`` with uniform ``noise`` u [G, Q, S] in (0, 1) and ``s = sigmoid(z)``, without temperature,
+    when noise is None. A task id outside the table is an IndexError. Ponti et al. 2023 (Poly), arXiv
+    2202.13914; heads: Caccia et al. 2023 (MHR), arXiv 2211.03831.
     """
     if gate != "sigmoid":
         raise ValueError(f"gate: expected 'sigmoid', got {gate!r}")
-    logits, task_ids = real(logits), index(task_ids, "task_ids")
+    logits, task_ids = real(logits, "logits"), index(task_ids, "task_ids")
     noise = like_or_none(logits, noise)
     weights, gates = (_core.empty(task_ids.shape + logits.shape[1:], logits.dtype) for _ in range(2))
     _core.task_router_fwd(logits, task_ids, noise, temperature, weights, gates)
-    return weights, TaskRouterSaved(task_ids, weights, gates, 1.0 if noise is None else temperature, logits.shape[0])
+    return weights, TaskRouterSaved(
+        task_ids, weights, gates, 1.0 if noise is None else temperature, logits.shape[0]
+    )
 
 
 def task_router_backward(saved: TaskRouterSaved, dy: Any) -> TaskRouterGrads:

@@ -19,7 +19,9 @@ def test_ten_steps_equal_torch(dtype: str) -> None:
     m, v = np.zeros_like(data), np.zeros_like(data)
     offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     parameters = [torch.tensor(data[a : a + n]) for a, n in zip(offsets, sizes, strict=True)]
-    groups = [{"params": [p], "lr": a, "weight_decay": b} for p, a, b in zip(parameters, lr, decay, strict=True)]
+    groups = [
+        {"params": [p], "lr": a, "weight_decay": b} for p, a, b in zip(parameters, lr, decay, strict=True)
+    ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, foreach=False)
     for step in range(1, 11):
         grad = rng.normal(size=data.shape).astype(dtype)
@@ -32,4 +34,6 @@ def test_ten_steps_equal_torch(dtype: str) -> None:
     np.testing.assert_allclose(data, want, rtol=tol, atol=tol)
     moments = [optimizer.state[p] for p in parameters]
     np.testing.assert_allclose(m, np.concatenate([s["exp_avg"].numpy() for s in moments]), rtol=tol, atol=tol)
-    np.testing.assert_allclose(v, np.concatenate([s["exp_avg_sq"].numpy() for s in moments]), rtol=tol, atol=tol)
+    np.testing.assert_allclose(
+        v, np.concatenate([s["exp_avg_sq"].numpy() for s in moments]), rtol=tol, atol=tol
+    )
