@@ -4,49 +4,55 @@
  * q k v out and gradients [L,d], row stride ld   lse [L]. A block of query rows is worked on at a time: its scores live in scratch
  * only and are computed again in backward. Blocks are copied to scratch with columns padded by zeros and rows padded to whole
  * tiles, so that one micro-kernel without edges serves all products; what it computes in the padding is never read. */
-#define ROWS ((ptrdiff_t)(TILE_ROWS * TILE_VECS >= 24 ? 8 : 4))    /* tile: ROWS x 2 vectors in registers */
+#define ROWS ((ptrdiff_t)(TILE_ROWS * TILE_VECS >= 24 ? 8 : 4)) /* tile: ROWS x 2 vectors in registers */
 #define COLS (2 * LANES)
-#define BLOCK ((ptrdiff_t)32)    /* query rows */
+#define BLOCK ((ptrdiff_t)32) /* query rows */
 #define UP(n, unit) (((n) + (unit) - 1) / (unit) * (unit))
 
 /* C[i,j] (+)= sum_k A(i,k) B[k,j] for a tile. A(i,k) is A[i * lda + k], or A[k * lda + i] when `transposed`. */
-PM_INLINE void FN(tile)(const int transposed, ptrdiff_t K, const real *A, ptrdiff_t lda, const real *B, ptrdiff_t ldb, int accumulate, real *C,
-                        ptrdiff_t ldc)
+PM_INLINE void FN(tile)(const int transposed, ptrdiff_t K, const real *A, ptrdiff_t lda, const real *B,
+                        ptrdiff_t ldb, int accumulate, real *C, ptrdiff_t ldc)
 {
     vec acc[8][2];
-    PM_UNROLL for (int i = 0; i < ROWS; i++)
-        PM_UNROLL for (int v = 0; v < 2; v++) acc[i][v] = accumulate ? *(const vec *)(C + i * ldc + v * LANES) : (vec){ 0 };
+    PM_UNROLLED_FOR (int i = 0; i < ROWS; i++)
+        PM_UNROLLED_FOR (int v = 0; v < 2; v++)
+            acc[i][v] = accumulate ? *(const vec *)(C + i * ldc + v * LANES) : (vec){ 0 };
     for (ptrdiff_t k = 0; k < K; k++, B += ldb) {
         const vec b0 = *(const vec *)B, b1 = *(const vec *)(B + LANES);
-        PM_UNROLL for (int i = 0; i < ROWS; i++) {
+        PM_UNROLLED_FOR (int i = 0; i < ROWS; i++) {
             const real a = transposed ? A[k * lda + i] : A[i * lda + k];
             acc[i][0] += b0 * a;
             acc[i][1] += b1 * a;
         }
     }
-    PM_UNROLL for (int i = 0; i < ROWS; i++)
-        PM_UNROLL for (int v = 0; v < 2; v++) *(vec *)(C + i * ldc + v * LANES) = acc[i][v];
+    PM_UNROLLED_FOR (int i = 0; i < ROWS; i++)
+        PM_UNROLLED_FOR (int v = 0; v < 2; v++) *(vec *)(C + i * ldc + v * LANES) = acc[i][v];
 }
 
 /* Whole tiles: C [UP(M, ROWS), UP(N, COLS)]. Strip j of B begins at B + j * strip. */
-PM_INLINE void FN(tiles)(const int transposed, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const real *A, ptrdiff_t lda, const real *B,
-                         ptrdiff_t ldb, ptrdiff_t strip, int accumulate, real *C, ptrdiff_t ldc)
+PM_INLINE void FN(tiles)(const int transposed, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const real *A,
+                         ptrdiff_t lda, const real *B, ptrdiff_t ldb, ptrdiff_t strip, int accumulate,
+                         real *C, ptrdiff_t ldc)
 {
     for (ptrdiff_t j = 0; j < N; j += COLS, B += strip)
         for (ptrdiff_t i = 0; i < M; i += ROWS)
-            FN(tile)(transposed, K, A + (transposed ? i : i * lda), lda, B, ldb, accumulate, C + i * ldc + j, ldc);
+            FN(tile)(transposed, K, A + (transposed ? i : i * lda), lda, B, ldb, accumulate, C + i * ldc + j,
+                     ldc);
 }
 
 /* C = A B */
-static __attribute__((noinline)) void FN(product)(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const real *A, ptrdiff_t lda, const real *B,
-                                                  ptrdiff_t ldb, ptrdiff_t strip, real *C, ptrdiff_t ldc)
+static __attribute__((noinline)) void FN(product)(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const real *A,
+                                                  ptrdiff_t lda, const real *B, ptrdiff_t ldb,
+                                                  ptrdiff_t strip, real *C, ptrdiff_t ldc)
 {
     FN(tiles)(0, M, N, K, A, lda, B, ldb, strip, 0, C, ldc);
 }
 
 /* C += A^T B */
-static __attribute__((noinline)) void FN(product_transposed)(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, const real *A, ptrdiff_t lda,
-                                                             const real *B, ptrdiff_t ldb, ptrdiff_t strip, real *C, ptrdiff_t ldc)
+static __attribute__((noinline)) void FN(product_transposed)(ptrdiff_t M, ptrdiff_t N, ptrdiff_t K,
+                                                             const real *A, ptrdiff_t lda, const real *B,
+                                                             ptrdiff_t ldb, ptrdiff_t strip, real *C,
+                                                             ptrdiff_t ldc)
 {
     FN(tiles)(1, M, N, K, A, lda, B, ldb, strip, 1, C, ldc);
 }
@@ -59,7 +65,8 @@ PM_INLINE void FN(prefetch)(ptrdiff_t rows_left, ptrdiff_t d, ptrdiff_t ld, cons
 }
 
 /* to [UP(n, ROWS), wide] = scale * from [n, d], zeros around it. */
-static void FN(copy_rows)(ptrdiff_t n, ptrdiff_t d, ptrdiff_t wide, ptrdiff_t ld, const real *restrict from, real scale, real *restrict to)
+static void FN(copy_rows)(ptrdiff_t n, ptrdiff_t d, ptrdiff_t wide, ptrdiff_t ld, const real *restrict from,
+                          real scale, real *restrict to)
 {
     for (ptrdiff_t i = 0; i < n; i++, from += ld, to += wide) {
         ptrdiff_t c = 0;
@@ -72,7 +79,8 @@ static void FN(copy_rows)(ptrdiff_t n, ptrdiff_t d, ptrdiff_t wide, ptrdiff_t ld
 }
 
 /* to = strips [UP(L, COLS) / COLS][d][COLS] of the transpose of from [L, d]; the columns L and up are zeros. */
-static void FN(copy_transposed)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real *restrict from, real *restrict to)
+static void FN(copy_transposed)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real *restrict from,
+                                real *restrict to)
 {
     for (ptrdiff_t j0 = 0; j0 < L; j0 += COLS, to += d * COLS) {
         const ptrdiff_t n = L - j0 < COLS ? L - j0 : COLS;
@@ -88,14 +96,18 @@ static void FN(copy_transposed)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const re
 static void FN(attention_scratch)(ptrdiff_t L, ptrdiff_t d, int backward, ptrdiff_t *restrict values)
 {
     const ptrdiff_t keys = UP(L, COLS), wide = UP(d, COLS), ldS = keys + PANEL;
-    *values = backward ? 2 * keys * d + 3 * keys * wide + BLOCK * (3 * wide + 2 * ldS) : keys * (d + wide) + BLOCK * (2 * wide + ldS);
+    *values = backward ? 2 * keys * d + 3 * keys * wide + BLOCK * (3 * wide + 2 * ldS)
+                       : keys * (d + wide) + BLOCK * (2 * wide + ldS);
 }
 
-static void FN(attention_fwd)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real *restrict q, const real *restrict k, const real *restrict v,
-                              real scale, int causal, real *restrict scratch, real *restrict out, real *restrict lse)
+static void FN(attention_fwd)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real *restrict q,
+                              const real *restrict k, const real *restrict v, real scale, int causal,
+                              real *restrict scratch, real *restrict out, real *restrict lse)
 {
-    const ptrdiff_t keys = UP(L, COLS), wide = UP(d, COLS), ldS = keys + PANEL;    /* rows a line apart from powers of two */
-    real *KT = scratch, *V = KT + keys * d, *Q = V + keys * wide, *O = Q + BLOCK * wide, *S = O + BLOCK * wide;
+    const ptrdiff_t keys = UP(L, COLS), wide = UP(d, COLS),
+                    ldS = keys + PANEL; /* rows a line apart from powers of two */
+    real *KT = scratch, *V = KT + keys * d, *Q = V + keys * wide, *O = Q + BLOCK * wide,
+         *S = O + BLOCK * wide;
     FN(copy_transposed)(L, d, ld, k, KT);
     FN(copy_rows)(L, d, wide, ld, v, 1, V);
     for (ptrdiff_t i0 = 0; i0 < L; i0 += BLOCK) {
@@ -124,13 +136,16 @@ static void FN(attention_fwd)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real
     }
 }
 
-static void FN(attention_bwd)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real *restrict q, const real *restrict k, const real *restrict v,
-                              const real *restrict out, const real *restrict lse, const real *restrict dout, real scale, int causal,
+static void FN(attention_bwd)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real *restrict q,
+                              const real *restrict k, const real *restrict v, const real *restrict out,
+                              const real *restrict lse, const real *restrict dout, real scale, int causal,
                               real *restrict scratch, real *restrict dq, real *restrict dk, real *restrict dv)
 {
     const ptrdiff_t keys = UP(L, COLS), wide = UP(d, COLS), ldS = keys + PANEL;
-    real *KT = scratch, *VT = KT + keys * d, *Kr = VT + keys * d, *dK = Kr + keys * wide, *dV = dK + keys * wide;
-    real *Q = dV + keys * wide, *dO = Q + BLOCK * wide, *dQ = dO + BLOCK * wide, *P = dQ + BLOCK * wide, *dS = P + BLOCK * ldS;
+    real *KT = scratch, *VT = KT + keys * d, *Kr = VT + keys * d, *dK = Kr + keys * wide,
+         *dV = dK + keys * wide;
+    real *Q = dV + keys * wide, *dO = Q + BLOCK * wide, *dQ = dO + BLOCK * wide, *P = dQ + BLOCK * wide,
+         *dS = P + BLOCK * ldS;
     FN(copy_transposed)(L, d, ld, k, KT);
     FN(copy_transposed)(L, d, ld, v, VT);
     FN(copy_rows)(L, d, wide, ld, k, scale, Kr);

@@ -10,21 +10,22 @@
  * times two columns, [D_all/2][PAIR_RANKS][2], and h is the sum of both halves. Staged rows end with a zero for an odd D. */
 #if VBYTES == 64
 #define PAIR_RANKS 8
-typedef long long FN(pair) __attribute__((aligned(sizeof(real)), may_alias));    /* two columns of a staged row */
+typedef long long FN(pair)
+    __attribute__((aligned(sizeof(real)), may_alias)); /* two columns of a staged row */
 typedef long long FN(pairs) __attribute__((vector_size(VBYTES)));
 typedef real FN(ranks) __attribute__((vector_size(VBYTES / 2), aligned(sizeof(real)), may_alias));
 
-PM_INLINE void FN(proj_tile)(const int rows, ptrdiff_t D, const real *restrict xs, const real *restrict panel, int accumulate,
-                             real *restrict h, ptrdiff_t ldh)
+PM_INLINE void FN(proj_tile)(const int rows, ptrdiff_t D, const real *restrict xs, const real *restrict panel,
+                             int accumulate, real *restrict h, ptrdiff_t ldh)
 {
     vec acc[TILE_ROWS];
-    PM_UNROLL for (int i = 0; i < rows; i++) acc[i] = (vec){ 0 };
+    PM_UNROLLED_FOR (int i = 0; i < rows; i++) acc[i] = (vec){ 0 };
     for (ptrdiff_t d = 0; d < D; d += 2, panel += LANES) {
         const vec w = *(const vec *)panel;
-        PM_UNROLL for (int i = 0; i < rows; i++)
+        PM_UNROLLED_FOR (int i = 0; i < rows; i++)
             acc[i] += w * (vec)((FN(pairs)){ 0 } + *(const FN(pair) *)(xs + i * PM_STRIDE + d));
     }
-    PM_UNROLL for (int i = 0; i < rows; i++) {
+    PM_UNROLLED_FOR (int i = 0; i < rows; i++) {
         const FN(ranks) even = __builtin_shufflevector(acc[i], acc[i], 0, 2, 4, 6, 8, 10, 12, 14);
         const FN(ranks) odd = __builtin_shufflevector(acc[i], acc[i], 1, 3, 5, 7, 9, 11, 13, 15);
         FN(ranks) *out = (FN(ranks) *)(h + i * ldh);
@@ -35,7 +36,8 @@ PM_INLINE void FN(proj_tile)(const int rows, ptrdiff_t D, const real *restrict x
 #define PAIR_RANKS 0
 #endif
 
-static void FN(proj_pack)(ptrdiff_t R, ptrdiff_t D, const real *restrict factor, real scale, real *restrict panels)
+static void FN(proj_pack)(ptrdiff_t R, ptrdiff_t D, const real *restrict factor, real scale,
+                          real *restrict panels)
 {
     if (R > PAIR_RANKS) {
         FN(gemm_pack)(R, D, 0, (R + PANEL - 1) / PANEL, factor, 0, scale, panels);
@@ -43,53 +45,62 @@ static void FN(proj_pack)(ptrdiff_t R, ptrdiff_t D, const real *restrict factor,
     }
     if (R < PAIR_RANKS || D % 2) memset(panels, 0, sizeof(real) * (D + 1) / 2 * 2 * PAIR_RANKS);
     for (ptrdiff_t r = 0; r < R; r++)
-        for (ptrdiff_t d = 0; d < D; d++) panels[(d / 2 * PAIR_RANKS + r) * 2 + d % 2] = scale * factor[r * D + d];
+        for (ptrdiff_t d = 0; d < D; d++)
+            panels[(d / 2 * PAIR_RANKS + r) * 2 + d % 2] = scale * factor[r * D + d];
 }
 
 /* h has room for whole panels in every row. */
-static void FN(proj)(ptrdiff_t N, ptrdiff_t R, ptrdiff_t D_all, ptrdiff_t d0, ptrdiff_t D, const real *restrict xs,
-                     const real *restrict panels, int accumulate, real *restrict h, ptrdiff_t ldh)
+static void FN(proj)(ptrdiff_t N, ptrdiff_t R, ptrdiff_t D_all, ptrdiff_t d0, ptrdiff_t D,
+                     const real *restrict xs, const real *restrict panels, int accumulate, real *restrict h,
+                     ptrdiff_t ldh)
 {
     if (R > PAIR_RANKS) {
-        FN(gemm)(N, D, (R + PANEL - 1) / PANEL * PANEL, xs, panels + d0 * PANEL, D_all * PANEL, accumulate, NULL, 0, NULL, 0, NULL, 0, h, ldh);
+        FN(gemm)(N, D, (R + PANEL - 1) / PANEL * PANEL, xs, panels + d0 * PANEL, D_all * PANEL, accumulate,
+                 NULL, 0, NULL, 0, NULL, 0, h, ldh);
         return;
     }
 #if PAIR_RANKS
     const real *panel = panels + d0 * PAIR_RANKS;
     ptrdiff_t n = 0;
-    for (; n + TILE_ROWS <= N; n += TILE_ROWS) FN(proj_tile)(TILE_ROWS, D, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh);
+    for (; n + TILE_ROWS <= N; n += TILE_ROWS)
+        FN(proj_tile)(TILE_ROWS, D, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh);
     if (n + 8 <= N) FN(proj_tile)(8, D, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh), n += 8;
     if (n + 4 <= N) FN(proj_tile)(4, D, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh), n += 4;
     for (; n < N; n++) FN(proj_tile)(1, D, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh);
 #endif
 }
 
-PM_INLINE void FN(outer_tile)(const int rows, const int vecs, ptrdiff_t N, const real *restrict h, ptrdiff_t ldh, const real *restrict x,
-                              ptrdiff_t ldx, int accumulate, real *restrict dP, ptrdiff_t ldp)
+PM_INLINE void FN(outer_tile)(const int rows, const int vecs, ptrdiff_t N, const real *restrict h,
+                              ptrdiff_t ldh, const real *restrict x, ptrdiff_t ldx, int accumulate,
+                              real *restrict dP, ptrdiff_t ldp)
 {
     vec acc[TILE_ROWS][TILE_VECS];
-    PM_UNROLL for (int r = 0; r < rows; r++)
-        PM_UNROLL for (int v = 0; v < vecs; v++) acc[r][v] = accumulate ? *(const vec *)(dP + r * ldp + v * LANES) : (vec){ 0 };
+    PM_UNROLLED_FOR (int r = 0; r < rows; r++)
+        PM_UNROLLED_FOR (int v = 0; v < vecs; v++)
+            acc[r][v] = accumulate ? *(const vec *)(dP + r * ldp + v * LANES) : (vec){ 0 };
     for (ptrdiff_t n = 0; n < N; n++, h += ldh, x += ldx) {
         vec xv[TILE_VECS];
-        PM_UNROLL for (int v = 0; v < vecs; v++) {
+        PM_UNROLLED_FOR (int v = 0; v < vecs; v++) {
             xv[v] = *(const vec *)(x + v * LANES);
-            __builtin_prefetch(x + (vecs + v) * LANES);    /* the next tile's: rows are far apart */
+            __builtin_prefetch(x + (vecs + v) * LANES); /* the next tile's: rows are far apart */
         }
-        PM_UNROLL for (int r = 0; r < rows; r++)
-            PM_UNROLL for (int v = 0; v < vecs; v++) acc[r][v] += xv[v] * h[r];
+        PM_UNROLLED_FOR (int r = 0; r < rows; r++)
+            PM_UNROLLED_FOR (int v = 0; v < vecs; v++) acc[r][v] += xv[v] * h[r];
     }
-    PM_UNROLL for (int r = 0; r < rows; r++)
-        PM_UNROLL for (int v = 0; v < vecs; v++) *(vec *)(dP + r * ldp + v * LANES) = acc[r][v];
+    PM_UNROLLED_FOR (int r = 0; r < rows; r++)
+        PM_UNROLLED_FOR (int v = 0; v < vecs; v++) *(vec *)(dP + r * ldp + v * LANES) = acc[r][v];
 }
 
 /* rows of dP, all columns */
-PM_INLINE void FN(outer_rows)(const int rows, ptrdiff_t N, ptrdiff_t D, const real *restrict h, ptrdiff_t ldh, const real *restrict x,
-                              ptrdiff_t ldx, int accumulate, real *restrict dP, ptrdiff_t ldp)
+PM_INLINE void FN(outer_rows)(const int rows, ptrdiff_t N, ptrdiff_t D, const real *restrict h, ptrdiff_t ldh,
+                              const real *restrict x, ptrdiff_t ldx, int accumulate, real *restrict dP,
+                              ptrdiff_t ldp)
 {
     ptrdiff_t d = 0;
-    for (; d + TILE_VECS * LANES <= D; d += TILE_VECS * LANES) FN(outer_tile)(rows, TILE_VECS, N, h, ldh, x + d, ldx, accumulate, dP + d, ldp);
-    for (; d + LANES <= D; d += LANES) FN(outer_tile)(rows, 1, N, h, ldh, x + d, ldx, accumulate, dP + d, ldp);
+    for (; d + TILE_VECS * LANES <= D; d += TILE_VECS * LANES)
+        FN(outer_tile)(rows, TILE_VECS, N, h, ldh, x + d, ldx, accumulate, dP + d, ldp);
+    for (; d + LANES <= D; d += LANES)
+        FN(outer_tile)(rows, 1, N, h, ldh, x + d, ldx, accumulate, dP + d, ldp);
     for (; d < D; d++)
         for (int r = 0; r < rows; r++) {
             real sum = accumulate ? dP[r * ldp + d] : 0;
@@ -98,14 +109,16 @@ PM_INLINE void FN(outer_rows)(const int rows, ptrdiff_t N, ptrdiff_t D, const re
         }
 }
 
-static void
-FN(outer)(ptrdiff_t N, ptrdiff_t R, ptrdiff_t D, const real *restrict h, ptrdiff_t ldh, const real *restrict x, ptrdiff_t ldx,
-          int accumulate, real *restrict dP, ptrdiff_t ldp)
+static void FN(outer)(ptrdiff_t N, ptrdiff_t R, ptrdiff_t D, const real *restrict h, ptrdiff_t ldh,
+                      const real *restrict x, ptrdiff_t ldx, int accumulate, real *restrict dP, ptrdiff_t ldp)
 {
     ptrdiff_t r = 0;
-    for (; r + TILE_ROWS <= R; r += TILE_ROWS) FN(outer_rows)(TILE_ROWS, N, D, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp);
-    if (TILE_ROWS > 8 && r + 8 <= R) FN(outer_rows)(8, N, D, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp), r += 8;
-    if (TILE_ROWS > 4 && r + 4 <= R) FN(outer_rows)(4, N, D, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp), r += 4;
+    for (; r + TILE_ROWS <= R; r += TILE_ROWS)
+        FN(outer_rows)(TILE_ROWS, N, D, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp);
+    if (TILE_ROWS > 8 && r + 8 <= R)
+        FN(outer_rows)(8, N, D, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp), r += 8;
+    if (TILE_ROWS > 4 && r + 4 <= R)
+        FN(outer_rows)(4, N, D, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp), r += 4;
     if (r + 2 <= R) FN(outer_rows)(2, N, D, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp), r += 2;
     if (r < R) FN(outer_rows)(1, N, D, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp);
 }
@@ -116,8 +129,8 @@ static void FN(add_rows)(ptrdiff_t N, ptrdiff_t D, const real *restrict x, ptrdi
         for (ptrdiff_t d = 0; d < D; d++) out[d] += x[n * ldx + d];
 }
 
-static void FN(combine_fwd)(ptrdiff_t N, ptrdiff_t S, ptrdiff_t R, const real *restrict weights, const real *h, ptrdiff_t ldh,
-                            real *u, ptrdiff_t ldu)
+static void FN(combine_fwd)(ptrdiff_t N, ptrdiff_t S, ptrdiff_t R, const real *restrict weights,
+                            const real *h, ptrdiff_t ldh, real *u, ptrdiff_t ldu)
 {
     for (ptrdiff_t n = 0; n < N; n++)
         for (ptrdiff_t r = 0; r < R; r++) {
@@ -127,8 +140,9 @@ static void FN(combine_fwd)(ptrdiff_t N, ptrdiff_t S, ptrdiff_t R, const real *r
         }
 }
 
-static void FN(combine_bwd)(ptrdiff_t N, ptrdiff_t S, ptrdiff_t R, const real *restrict weights, const real *restrict h, ptrdiff_t ldh,
-                            real scale, real *restrict du, ptrdiff_t ldu, real *restrict dweights)
+static void FN(combine_bwd)(ptrdiff_t N, ptrdiff_t S, ptrdiff_t R, const real *restrict weights,
+                            const real *restrict h, ptrdiff_t ldh, real scale, real *restrict du,
+                            ptrdiff_t ldu, real *restrict dweights)
 {
     for (ptrdiff_t s = 0; s < S; s++) dweights[s] = 0;
     for (ptrdiff_t n = 0; n < N; n++)

@@ -15,7 +15,10 @@ PM_INLINE vec FN(vmin)(vec x, vec limit) { return FN(select)(x > limit, limit, x
 PM_INLINE vec FN(vmax)(vec x, vec limit) { return FN(select)(x < limit, limit, x); }
 PM_INLINE vec FN(vabs)(vec x) { return FN(vmax)(x, -x); }
 
-PM_INLINE real FN(root)(real x) { return sizeof x == sizeof(float) ? (real)sqrtf((float)x) : (real)sqrt((double)x); }
+PM_INLINE real FN(root)(real x)
+{
+    return sizeof x == sizeof(float) ? (real)sqrtf((float)x) : (real)sqrt((double)x);
+}
 
 /* Sum and maximum over the lanes: by halves down to 16 bytes, then one by one. */
 typedef real FN(quad) __attribute__((vector_size(16)));
@@ -25,10 +28,10 @@ PM_INLINE real FN(vsum)(vec x)
 {
     FN(quad) q[QUADS];
     memcpy(q, &x, sizeof q);
-    PM_UNROLL for (int half = QUADS / 2; half > 0; half /= 2)
-        PM_UNROLL for (int i = 0; i < half; i++) q[i] += q[i + half];
+    PM_UNROLLED_FOR (int half = QUADS / 2; half > 0; half /= 2)
+        PM_UNROLLED_FOR (int i = 0; i < half; i++) q[i] += q[i + half];
     real sum = q[0][0];
-    PM_UNROLL for (size_t l = 1; l < 16 / sizeof(real); l++) sum += q[0][l];
+    PM_UNROLLED_FOR (size_t l = 1; l < 16 / sizeof(real); l++) sum += q[0][l];
     return sum;
 }
 
@@ -36,13 +39,14 @@ PM_INLINE real FN(vtop)(vec x)
 {
     FN(quad) q[QUADS];
     memcpy(q, &x, sizeof q);
-    PM_UNROLL for (int half = QUADS / 2; half > 0; half /= 2)
-        PM_UNROLL for (int i = 0; i < half; i++) {
+    PM_UNROLLED_FOR (int half = QUADS / 2; half > 0; half /= 2)
+        PM_UNROLLED_FOR (int i = 0; i < half; i++) {
             const __typeof__(q[0] > q[0]) higher = q[i + half] > q[i];
-            q[i] = (FN(quad))((higher & (__typeof__(higher))q[i + half]) | (~higher & (__typeof__(higher))q[i]));
+            q[i] =
+                (FN(quad))((higher & (__typeof__(higher))q[i + half]) | (~higher & (__typeof__(higher))q[i]));
         }
     real top = q[0][0];
-    PM_UNROLL for (size_t l = 1; l < 16 / sizeof(real); l++) top = q[0][l] > top ? q[0][l] : top;
+    PM_UNROLLED_FOR (size_t l = 1; l < 16 / sizeof(real); l++) top = q[0][l] > top ? q[0][l] : top;
     return top;
 }
 #undef QUADS
@@ -65,7 +69,10 @@ PM_INLINE vec FN(vexp)(vec x)
     x = FN(vmax)(FN(vmin)(x, FN(splat)(89.0f)), FN(splat)(-110.0f));
     const vec shifted = x * 1.44269504f + 12582912.0f, k = shifted - 12582912.0f;
     const vec r = (x - k * 0.693359375f) - k * -2.12194440e-4f;
-    const vec p = ((((r * 1.38145401e-3f + 8.36874536e-3f) * r + 4.16683908e-2f) * r + 1.66665204e-1f) * r + 4.99999934e-1f) * (r * r) + r + 1.0f;
+    const vec p = ((((r * 1.38145401e-3f + 8.36874536e-3f) * r + 4.16683908e-2f) * r + 1.66665204e-1f) * r +
+                   4.99999934e-1f) *
+                      (r * r) +
+                  r + 1.0f;
     const mask n = (mask)shifted - 0x4b400000, half = n >> 1;
     return p * (vec)((half + 127) << 23) * (vec)((n - half + 127) << 23);
 }
