@@ -27,13 +27,11 @@
 #define PM_TARGET_END PM_PRAGMA(GCC pop_options)
 #endif
 #define PM_INLINE static inline __attribute__((always_inline))
-#define PM_UNROLLED_FOR \
-    PM_PRAGMA(GCC unroll 16) for    /* a tile's loops: their bounds are constants, their arrays registers */
+/* A loop over a tile: its bounds are constants, its arrays registers. */
+#define PM_UNROLLED_FOR PM_PRAGMA(GCC unroll 16) for
 #define PM_ALIGN 64 /* bytes: a cache line, and the widest register */
-#define PM_CHUNK \
-    128 /* tokens: sums over tokens are split here and nowhere else, whatever the number of threads */
-#define PM_STAGE \
-    512 /* columns of a staged block of tokens: products are summed in blocks of at most so many */
+#define PM_CHUNK 128 /* tokens: sums over tokens are split here and nowhere else, whatever the threads */
+#define PM_STAGE 512 /* columns of a staged block of tokens: products are summed in blocks of so many */
 #define PM_STRIDE 528 /* its row stride: a constant, and no power of two, so rows do not share cache sets */
 
 /* Every kernel, one line each: K(name, (arguments)). The list makes the table below and, in kernels/all.h, fills it. */

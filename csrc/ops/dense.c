@@ -38,7 +38,9 @@ static void FN(dense_bwd_weight_item)(void *ctx, ptrdiff_t item)
     ptrdiff_t n = 0;
     do {    /* once when there are no tokens: then the gradient is 0 */
         const ptrdiff_t rows = N - n < PM_CHUNK ? N - n : PM_CHUNK;
-        if (c->dweight) K->outer(rows, height, width, c->dy + n * O + o, O, c->x + n * D + d, D, n > 0, c->dweight + o * D + d, D);
+        if (c->dweight)
+            K->outer(rows, height, width, c->dy + n * O + o, O, c->x + n * D + d, D, n > 0,
+                     c->dweight + o * D + d, D);
         n += PM_CHUNK;
     } while (n < N);
     if (c->dbias && d == 0) {
@@ -48,7 +50,8 @@ static void FN(dense_bwd_weight_item)(void *ctx, ptrdiff_t item)
 }
 
 /* dweight, dbias may be NULL; x may be when dweight is. */
-void FN(pm_dense_bwd_weight)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *x, real *dweight, real *dbias)
+void FN(pm_dense_bwd_weight)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *x,
+                             real *dweight, real *dbias)
 {
     struct FN(dense) c = { .N = N, .D = D, .O = O, .x = x, .dy = dy, .dweight = dweight, .dbias = dbias };
     const ptrdiff_t items = (O + BLOCK_O - 1) / BLOCK_O * ((D + BLOCK_D - 1) / BLOCK_D);

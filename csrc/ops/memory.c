@@ -5,7 +5,7 @@
 
 #define CLASSES 256
 
-struct header {    /* sits in the 64 bytes before the block */
+struct header { /* sits in the 64 bytes before the block */
     struct header *next;
     size_t bytes;
     int class;
@@ -19,7 +19,7 @@ static int size_class(size_t bytes, size_t *rounded)
     size_t step = 1024;
     int class = 0;
     for (size_t base = 4096;; base *= 2, step *= 2)
-        for (int quarter = 0; quarter < 4; quarter++, class++)
+        for (int quarter = 0; quarter < 4; quarter++, class ++)
             if (bytes <= base + quarter * step) {
                 *rounded = base + quarter * step;
                 return class;

@@ -9,17 +9,17 @@
 typedef void (*pm_item)(void *ctx, ptrdiff_t item);
 void pm_parallel(ptrdiff_t n_items, double work, pm_item fn, void *ctx);
 int pm_get_num_threads(void);
-void pm_set_num_threads(int n);    /* 0: back to the default (OMP_NUM_THREADS, affinity, cgroup quota) */
-const char *pm_openmp(void);       /* "none" when built without */
+void pm_set_num_threads(int n); /* 0: back to the default (OMP_NUM_THREADS, affinity, cgroup quota) */
+const char *pm_openmp(void); /* "none" when built without */
 
 /* 64-byte aligned blocks, kept for reuse when put back, so that large temporaries do not fault in fresh pages each step.
  * Thread-safe. NULL when memory is out. */
 void *pm_block_get(size_t bytes);
 void pm_block_put(void *block);
-size_t pm_block_release(void);    /* frees the idle blocks, returns their bytes */
+size_t pm_block_release(void); /* frees the idle blocks, returns their bytes */
 
 /* An operation's text is written once in `real`/FN(name)/K->kernel and compiled for float32 and float64:
  * its file begins with  #ifndef DT / #define PM_SELF "../ops/name.c" / #include "dtypes.h" / #else  and ends with  #endif. */
 #define FN(name) PM_CAT(name, DT)
-#define K PM_CAT(pm, DT)    /* the table of kernels in use at this dtype */
+#define K PM_CAT(pm, DT) /* the table of kernels in use at this dtype */
 #endif

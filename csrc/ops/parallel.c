@@ -17,7 +17,8 @@
 #if defined(_OPENMP)
 static atomic_int threads;         /* 0: not decided yet */
 static atomic_int ran_parallel;
-static atomic_int forked;          /* a forked child of a process that ran OpenMP stays on one thread (gcc bug 60035) */
+static atomic_int
+    forked;          /* a forked child of a process that ran OpenMP stays on one thread (gcc bug 60035) */
 
 static void in_child(void) { atomic_store(&forked, 1); }
 

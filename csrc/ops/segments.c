@@ -1,11 +1,15 @@
 /* segments.c -- see segments.h. Adjacent examples of one group share segments. */
 #include "segments.h"
 
-int pm_segments_make(struct pm_segments *s, ptrdiff_t N, ptrdiff_t B, ptrdiff_t G, const int64_t *cu_seqlens, const int64_t *adapter_ids)
+int pm_segments_make(struct pm_segments *s, ptrdiff_t N, ptrdiff_t B, ptrdiff_t G, const int64_t *cu_seqlens,
+                     const int64_t *adapter_ids)
 {
     const ptrdiff_t n_chunks = (N + PM_CHUNK - 1) / PM_CHUNK, most = B + n_chunks;    /* segments */
-    struct { ptrdiff_t slot, chunk; } *last;                                         /* [G] where a group was seen last */
-    const size_t bytes = most * sizeof *s->at + G * sizeof *last + (n_chunks + 1 + G + most) * sizeof *s->next;
+    struct {
+        ptrdiff_t slot, chunk;
+    } *last;                                         /* [G] where a group was seen last */
+    const size_t bytes =
+        most * sizeof *s->at + G * sizeof *last + (n_chunks + 1 + G + most) * sizeof *s->next;
     s->at = pm_block_get(bytes);
     if (!s->at) return -1;
     last = (void *)(s->at + most);
@@ -21,7 +25,8 @@ int pm_segments_make(struct pm_segments *s, ptrdiff_t N, ptrdiff_t B, ptrdiff_t 
     for (ptrdiff_t b = 0, t = 0; b < B; b++) {
         const ptrdiff_t end = cu_seqlens ? cu_seqlens[b + 1] : N, group = adapter_ids ? adapter_ids[b] : 0;
         while (t < end) {
-            const ptrdiff_t chunk = t / PM_CHUNK, border = (chunk + 1) * PM_CHUNK, stop = end < border ? end : border;
+            const ptrdiff_t chunk = t / PM_CHUNK, border = (chunk + 1) * PM_CHUNK,
+                            stop = end < border ? end : border;
             if (t % PM_CHUNK && s->at[n - 1].group == group) {
                 s->at[n - 1].end = stop;
             } else {

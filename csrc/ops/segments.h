@@ -4,14 +4,15 @@
 #include "ops.h"
 
 struct pm_segment {
-    ptrdiff_t start, end;    /* tokens, all of one chunk and one group */
-    ptrdiff_t group, slot;   /* slot: where this chunk sums the gradient of this group */
-    int opens;               /* the first segment that writes to its slot */
+    ptrdiff_t start, end; /* tokens, all of one chunk and one group */
+    ptrdiff_t group, slot; /* slot: where this chunk sums the gradient of this group */
+    int opens; /* the first segment that writes to its slot */
 };
 struct pm_segments {
     ptrdiff_t n_chunks, n_slots;
-    ptrdiff_t *first;         /* [n_chunks+1] first segment of a chunk */
-    ptrdiff_t *next;          /* [n_slots] next slot of the same group in order of tokens, -1 at the end. Group g starts at slot
+    ptrdiff_t *first; /* [n_chunks+1] first segment of a chunk */
+    ptrdiff_t *
+        next; /* [n_slots] next slot of the same group in order of tokens, -1 at the end. Group g starts at slot
                                  g; next[g] is PM_UNUSED when it has no tokens */
     struct pm_segment *at;
 };

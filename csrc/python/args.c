@@ -26,7 +26,8 @@ int pm_real(PyObject *o, const char *name)
     if (!a) return -1;
     const int type = PyArray_TYPE(a);
     if (type == NPY_FLOAT32 || type == NPY_FLOAT64) return type;
-    PyErr_Format(PyExc_TypeError, "%s: expected dtype float32 or float64, got %S", name, (PyObject *)PyArray_DESCR(a));
+    PyErr_Format(PyExc_TypeError, "%s: expected dtype float32 or float64, got %S", name,
+                 (PyObject *)PyArray_DESCR(a));
     return -1;
 }
 
@@ -34,12 +35,18 @@ static void wrong_shape(PyArrayObject *a, const char *name, int ndim, ptrdiff_t 
 {
     PyObject *expected = PyUnicode_FromString("("), *got = PyObject_GetAttrString((PyObject *)a, "shape");
     for (int i = 0; i < ndim && expected; i++) {
-        PyObject *part = *extents[i] < 0 ? PyUnicode_FromString("any") : PyUnicode_FromFormat("%zd", (Py_ssize_t)*extents[i]);
-        PyObject *next = part ? PyUnicode_FromFormat("%U%U%s", expected, part, i + 1 < ndim ? ", " : ndim == 1 ? "," : "") : NULL;
+        PyObject *part = *extents[i] < 0 ? PyUnicode_FromString("any")
+                                         : PyUnicode_FromFormat("%zd", (Py_ssize_t)*extents[i]);
+        PyObject *next = part ? PyUnicode_FromFormat("%U%U%s", expected, part,
+                                                     i + 1 < ndim ? ", "
+                                                     : ndim == 1  ? ","
+                                                                  : "")
+                              : NULL;
         Py_XDECREF(part);
         Py_SETREF(expected, next);
     }
-    if (expected && got) PyErr_Format(PyExc_ValueError, "%s: expected shape %U), got %S", name, expected, got);
+    if (expected && got)
+        PyErr_Format(PyExc_ValueError, "%s: expected shape %U), got %S", name, expected, got);
     Py_XDECREF(expected);
     Py_XDECREF(got);
 }
@@ -52,7 +59,9 @@ static void *read_array(PyObject *o, const char *name, int type, int ndim, int w
     if (!a) return NULL;
     if (PyArray_TYPE(a) != type || !PyArray_ISNOTSWAPPED(a)) {
         PyObject *expected = dtype_name(type);
-        if (expected) PyErr_Format(PyExc_TypeError, "%s: expected dtype %U, got %S", name, expected, (PyObject *)PyArray_DESCR(a));
+        if (expected)
+            PyErr_Format(PyExc_TypeError, "%s: expected dtype %U, got %S", name, expected,
+                         (PyObject *)PyArray_DESCR(a));
         Py_XDECREF(expected);
         return NULL;
     }
@@ -74,15 +83,15 @@ static void *read_array(PyObject *o, const char *name, int type, int ndim, int w
     return PyArray_DATA(a);
 }
 
-#define READER(result, fn, none, writeable)                                                                               \
-    result fn(PyObject *o, const char *name, int type, int ndim, ...)                                                     \
-    {                                                                                                                     \
-        if (none && o == Py_None) return NULL;                                                                            \
-        va_list ap;                                                                                                       \
-        va_start(ap, ndim);                                                                                               \
-        void *data = read_array(o, name, type, ndim, writeable, ap);                                                      \
-        va_end(ap);                                                                                                       \
-        return data;                                                                                                      \
+#define READER(result, fn, none, writeable)                           \
+    result fn(PyObject *o, const char *name, int type, int ndim, ...) \
+    {                                                                 \
+        if (none && o == Py_None) return NULL;                        \
+        va_list ap;                                                   \
+        va_start(ap, ndim);                                           \
+        void *data = read_array(o, name, type, ndim, writeable, ap);  \
+        va_end(ap);                                                   \
+        return data;                                                  \
     }
 READER(const void *, pm_in, 0, 0)
 READER(const void *, pm_in_or_none, 1, 0)
@@ -113,8 +122,8 @@ void pm_check_index(const int64_t *index, ptrdiff_t n, ptrdiff_t end, const char
     if (PyErr_Occurred() || !index) return;
     for (ptrdiff_t i = 0; i < n; i++)
         if (index[i] < 0 || index[i] >= end) {
-            PyErr_Format(PyExc_IndexError, "%s: expected values from 0 to %zd, got %lld at position %zd", name, (Py_ssize_t)(end - 1),
-                         (long long)index[i], (Py_ssize_t)i);
+            PyErr_Format(PyExc_IndexError, "%s: expected values from 0 to %zd, got %lld at position %zd",
+                         name, (Py_ssize_t)(end - 1), (long long)index[i], (Py_ssize_t)i);
             return;
         }
 }
@@ -125,7 +134,8 @@ void pm_check_cu_seqlens(const int64_t *cu_seqlens, ptrdiff_t B, ptrdiff_t N)
     int good = B >= 0 && cu_seqlens[0] == 0 && cu_seqlens[B] == N;
     for (ptrdiff_t b = 0; good && b < B; b++) good = cu_seqlens[b] <= cu_seqlens[b + 1];
     if (!good)
-        PyErr_Format(PyExc_ValueError, "cu_seqlens: expected offsets that start at 0, never fall and end at %zd, got others",
+        PyErr_Format(PyExc_ValueError,
+                     "cu_seqlens: expected offsets that start at 0, never fall and end at %zd, got others",
                      (Py_ssize_t)N);
 }
 

@@ -8,7 +8,8 @@ const struct pm_kernels_f64 *pm_f64;
 /* Best first. */
 static const struct pm_isa *const isas[] = {
 #if defined(__x86_64__)
-    &pm_isa_avx512, &pm_isa_avx2,
+    &pm_isa_avx512,
+    &pm_isa_avx2,
 #elif defined(__aarch64__)
     &pm_isa_neon,
 #endif
@@ -60,7 +61,8 @@ static PyObject *py_set_isa(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ss
     Py_RETURN_NONE;
 }
 
-static PyObject *py_get_num_threads(PyObject *Py_UNUSED(m), PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
+static PyObject *py_get_num_threads(PyObject *Py_UNUSED(m), PyObject *const *Py_UNUSED(args),
+                                    Py_ssize_t nargs)
 {
     if (pm_nargs(nargs, 0, "get_num_threads")) return NULL;
     return PyLong_FromLong(pm_get_num_threads());
@@ -71,7 +73,8 @@ static PyObject *py_set_num_threads(PyObject *Py_UNUSED(m), PyObject *const *arg
     if (pm_nargs(nargs, 1, "set_num_threads")) return NULL;
     const ptrdiff_t n = pm_int(args[0], "n");
     if (PyErr_Occurred()) return NULL;
-    if (n < 0 || n > 4096) return PyErr_Format(PyExc_ValueError, "n: expected 0 (the default) to 4096, got %zd", (Py_ssize_t)n);
+    if (n < 0 || n > 4096)
+        return PyErr_Format(PyExc_ValueError, "n: expected 0 (the default) to 4096, got %zd", (Py_ssize_t)n);
     pm_set_num_threads((int)n);
     Py_RETURN_NONE;
 }
@@ -100,7 +103,8 @@ static PyObject *py_empty(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssiz
         bad |= shape.ptr[i] < 0 || __builtin_mul_overflow(bytes, (size_t)shape.ptr[i], &bytes);
     PyObject *array = NULL;
     if (bad) {
-        PyErr_SetString(PyExc_ValueError, "shape: expected non-negative extents that fit in memory, and a plain dtype");
+        PyErr_SetString(PyExc_ValueError,
+                        "shape: expected non-negative extents that fit in memory, and a plain dtype");
         Py_DECREF(descr);
     } else {
         void *block = pm_block_get(bytes);
@@ -109,7 +113,8 @@ static PyObject *py_empty(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssiz
             pm_block_put(block);
             Py_DECREF(descr);
         } else {
-            array = PyArray_NewFromDescr(&PyArray_Type, descr, shape.len, shape.ptr, NULL, block, NPY_ARRAY_CARRAY, NULL);
+            array = PyArray_NewFromDescr(&PyArray_Type, descr, shape.len, shape.ptr, NULL, block,
+                                         NPY_ARRAY_CARRAY, NULL);
             if (!array) Py_DECREF(owner);
             else if (PyArray_SetBaseObject((PyArrayObject *)array, owner)) Py_CLEAR(array);
         }
@@ -131,14 +136,18 @@ PyMethodDef pm_methods_runtime[] = {
     PM_METHOD(get_num_threads, "get_num_threads()\n--\n\nThreads that an operation may use."),
     PM_METHOD(set_num_threads, "set_num_threads(n, /)\n--\n\nLimit the threads; 0 means the default."),
     PM_METHOD(openmp, "openmp()\n--\n\nThe OpenMP runtime: 'libgomp', 'libomp' or 'none'."),
-    PM_METHOD(empty, "empty(shape, dtype, /)\n--\n\nAn uninitialised, 64-byte aligned array whose memory is reused once it is freed."),
+    PM_METHOD(empty, "empty(shape, dtype, /)\n--\n\nAn uninitialised, 64-byte aligned array whose memory is "
+                     "reused once it is freed."),
     PM_METHOD(release_memory, "release_memory()\n--\n\nFree the memory kept for reuse; returns its bytes."),
     { NULL, NULL, 0, NULL },
 };
 
 static int core_exec(PyObject *module)
 {
-    PyMethodDef *const tables[] = { pm_methods_runtime, pm_methods_dense, pm_methods_linear, pm_methods_elementwise, pm_methods_norm, pm_methods_attention, pm_methods_gather, pm_methods_loss, pm_methods_route, pm_methods_adam, pm_methods_random, pm_methods_mix };
+    PyMethodDef *const tables[] = { pm_methods_runtime,     pm_methods_dense,  pm_methods_linear,
+                                    pm_methods_elementwise, pm_methods_norm,   pm_methods_attention,
+                                    pm_methods_gather,      pm_methods_loss,   pm_methods_route,
+                                    pm_methods_adam,        pm_methods_random, pm_methods_mix };
     for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++)
         if (PyModule_AddFunctions(module, tables[i])) return -1;
     const char *name = getenv("POLYMOE_ISA");
@@ -146,7 +155,9 @@ static int core_exec(PyObject *module)
 }
 
 static PyModuleDef_Slot slots[] = { { Py_mod_exec, core_exec }, { 0, NULL } };
-static struct PyModuleDef core = { PyModuleDef_HEAD_INIT, "polymoe._core", "Kernels of polymoe.", 0, NULL, slots, NULL, NULL, NULL };
+static struct PyModuleDef core = {
+    PyModuleDef_HEAD_INIT, "polymoe._core", "Kernels of polymoe.", 0, NULL, slots, NULL, NULL, NULL
+};
 
 PyMODINIT_FUNC PyInit__core(void)
 {

@@ -1,8 +1,9 @@
 /* dense.c -- bindings of ops/dense.c. */
 #include "python.h"
-#define DECLARE(real, DT)                                                                                                  \
-    void pm_pack_##DT(ptrdiff_t O, ptrdiff_t D, const real *weight, int transpose, real *panels);                          \
-    void pm_dense_bwd_weight_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *x, real *dweight, real *dbias); \
+#define DECLARE(real, DT)                                                                               \
+    void pm_pack_##DT(ptrdiff_t O, ptrdiff_t D, const real *weight, int transpose, real *panels);       \
+    void pm_dense_bwd_weight_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *x, \
+                                  real *dweight, real *dbias);                                          \
     double pm_peak_##DT(ptrdiff_t n);
 DECLARE(float, f32)
 DECLARE(double, f64)
@@ -12,8 +13,10 @@ static PyObject *py_pack(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize
     if (pm_nargs(nargs, 3, "pack")) return NULL;
     ptrdiff_t O = -1, D = -1;
     const int type = pm_real(args[0], "weight"), transpose = pm_int(args[1], "transpose") != 0;
-    const void *weight = transpose ? pm_in(args[0], "weight", type, 2, &D, &O) : pm_in(args[0], "weight", type, 2, &O, &D);
-    ptrdiff_t P = PM_ALIGN / (type == NPY_FLOAT32 ? sizeof(float) : sizeof(double)), n_panels = (O + P - 1) / P;
+    const void *weight =
+        transpose ? pm_in(args[0], "weight", type, 2, &D, &O) : pm_in(args[0], "weight", type, 2, &O, &D);
+    ptrdiff_t P = PM_ALIGN / (type == NPY_FLOAT32 ? sizeof(float) : sizeof(double)),
+              n_panels = (O + P - 1) / P;
     void *panels = pm_out(args[2], "panels", type, 3, &n_panels, &D, &P);
     if (PyErr_Occurred()) return NULL;
     PM_CALL(type, pm_pack, O, D, weight, transpose, panels);
@@ -26,7 +29,8 @@ static PyObject *py_dense_bwd_weight(PyObject *Py_UNUSED(m), PyObject *const *ar
     ptrdiff_t N = -1, D = -1, O = -1;
     const int type = pm_real(args[0], "dy");
     const void *dy = pm_in(args[0], "dy", type, 2, &N, &O), *x = pm_in(args[1], "x", type, 2, &N, &D);
-    void *dweight = pm_out_or_none(args[2], "dweight", type, 2, &O, &D), *dbias = pm_out_or_none(args[3], "dbias", type, 1, &O);
+    void *dweight = pm_out_or_none(args[2], "dweight", type, 2, &O, &D),
+         *dbias = pm_out_or_none(args[3], "dbias", type, 1, &O);
     if (PyErr_Occurred()) return NULL;
     PM_CALL(type, pm_dense_bwd_weight, N, D, O, dy, x, dweight, dbias);
     Py_RETURN_NONE;
@@ -38,15 +42,16 @@ static PyObject *py_peak(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize
     const ptrdiff_t n = pm_int(args[0], "n");
     double flops;
     if (PyErr_Occurred()) return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    flops = pm_peak_f32(n);
-    Py_END_ALLOW_THREADS
-    return PyFloat_FromDouble(flops);
+    Py_BEGIN_ALLOW_THREADS flops = pm_peak_f32(n);
+    Py_END_ALLOW_THREADS return PyFloat_FromDouble(flops);
 }
 
 PyMethodDef pm_methods_dense[] = {
-    PM_METHOD(pack, "pack(weight, transpose, panels, /)\n--\n\nPanels of weight [O,D], or of the transpose of weight [D,O]."),
-    PM_METHOD(dense_bwd_weight, "dense_bwd_weight(dy, x, dweight, dbias, /)\n--\n\ndweight = dy^T x, dbias = the sum of dy over tokens."),
-    PM_METHOD(peak, "peak(n, /)\n--\n\nDo n rounds of multiply-adds in registers on every thread; returns the operations done."),
+    PM_METHOD(pack, "pack(weight, transpose, panels, /)\n--\n\nPanels of weight [O,D], or of the transpose "
+                    "of weight [D,O]."),
+    PM_METHOD(dense_bwd_weight, "dense_bwd_weight(dy, x, dweight, dbias, /)\n--\n\ndweight = dy^T x, dbias = "
+                                "the sum of dy over tokens."),
+    PM_METHOD(peak, "peak(n, /)\n--\n\nDo n rounds of multiply-adds in registers on every thread; returns "
+                    "the operations done."),
     { NULL, NULL, 0, NULL },
 };

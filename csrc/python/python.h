@@ -19,34 +19,35 @@
 int pm_real(PyObject *o, const char *name);
 /* The data of an array of exactly this dtype and rank; each extent is a ptrdiff_t* (bound when -1, else checked). */
 const void *pm_in(PyObject *o, const char *name, int type, int ndim, ...);
-void *pm_out(PyObject *o, const char *name, int type, int ndim, ...);          /* the same, writeable */
-const void *pm_in_or_none(PyObject *o, const char *name, int type, int ndim, ...);    /* NULL for None */
+void *pm_out(PyObject *o, const char *name, int type, int ndim, ...); /* the same, writeable */
+const void *pm_in_or_none(PyObject *o, const char *name, int type, int ndim, ...); /* NULL for None */
 void *pm_out_or_none(PyObject *o, const char *name, int type, int ndim, ...);
 ptrdiff_t pm_int(PyObject *o, const char *name);
 double pm_double(PyObject *o, const char *name);
 /* Every index in [0, end); cu_seqlens starts at 0, never falls, ends at N. */
 void pm_check_index(const int64_t *index, ptrdiff_t n, ptrdiff_t end, const char *name);
 void pm_check_cu_seqlens(const int64_t *cu_seqlens, ptrdiff_t B, ptrdiff_t N);
-int pm_nargs(Py_ssize_t got, Py_ssize_t expected, const char *name);    /* -1 with a TypeError when they differ */
+int pm_nargs(Py_ssize_t got, Py_ssize_t expected,
+             const char *name); /* -1 with a TypeError when they differ */
 
 /* Call op_f32 or op_f64. The arrays are void*, so both lines type-check. */
-#define PM_CALL(type, op, ...)                                                                                            \
-    do {                                                                                                                  \
-        Py_BEGIN_ALLOW_THREADS                                                                                            \
-        if ((type) == NPY_FLOAT32) op##_f32(__VA_ARGS__);                                                                 \
-        else op##_f64(__VA_ARGS__);                                                                                       \
-        Py_END_ALLOW_THREADS                                                                                              \
+#define PM_CALL(type, op, ...)                                                   \
+    do {                                                                         \
+        Py_BEGIN_ALLOW_THREADS if ((type) == NPY_FLOAT32) op##_f32(__VA_ARGS__); \
+        else op##_f64(__VA_ARGS__); Py_END_ALLOW_THREADS                         \
     } while (0)
 /* The same for an op that returns -1 when memory is out. */
-#define PM_TRY(failed, type, op, ...)                                                                                     \
-    do {                                                                                                                  \
-        Py_BEGIN_ALLOW_THREADS                                                                                            \
-        failed = (type) == NPY_FLOAT32 ? op##_f32(__VA_ARGS__) : op##_f64(__VA_ARGS__);                                   \
-        Py_END_ALLOW_THREADS                                                                                              \
+#define PM_TRY(failed, type, op, ...)                                              \
+    do {                                                                           \
+        Py_BEGIN_ALLOW_THREADS failed =                                            \
+            (type) == NPY_FLOAT32 ? op##_f32(__VA_ARGS__) : op##_f64(__VA_ARGS__); \
+        Py_END_ALLOW_THREADS                                                       \
     } while (0)
 #define PM_METHOD(name, doc) { #name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, doc }
 
 /* One table of methods per file of bindings; core.c adds them all to the module. */
-extern PyMethodDef pm_methods_dense[], pm_methods_linear[], pm_methods_elementwise[], pm_methods_norm[], pm_methods_attention[], pm_methods_gather[], pm_methods_loss[], pm_methods_route[], pm_methods_adam[], pm_methods_random[], pm_methods_mix[];
+extern PyMethodDef pm_methods_dense[], pm_methods_linear[], pm_methods_elementwise[], pm_methods_norm[],
+    pm_methods_attention[], pm_methods_gather[], pm_methods_loss[], pm_methods_route[], pm_methods_adam[],
+    pm_methods_random[], pm_methods_mix[];
 extern PyMethodDef pm_methods_runtime[];
 #endif
