@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from polymoe.training import TrainingConfig, metrics
-from polymoe.training.schedules import constant, cosine, linear
+from polymoe.training.schedules import constant, constant_with_warmup, cosine, linear
 
 EXPECTED = ["a", "a", "b", "b", "c", "a"]
 PREDICTED = ["a", "b", "b", "b", "d", "a"]
@@ -71,7 +71,8 @@ def test_schedules_have_hugging_faces_values() -> None:
     assert [cosine(s, 2, 10) for s in steps] == pytest.approx(
         [0, 0.5, 1, 0.5, 0.5 * (1 + math.cos(math.pi * 7 / 8))]
     )
-    assert [constant(s, 2, 10) for s in steps] == [0, 0.5, 1, 1, 1]
+    assert [constant_with_warmup(s, 2, 10) for s in steps] == [0, 0.5, 1, 1, 1]
+    assert [constant(s, 2, 10) for s in steps] == [1, 1, 1, 1, 1]
     assert linear(0, 0, 1) == cosine(0, 0, 1) == constant(0, 0, 1) == 1.0
     assert linear(12, 2, 10) == 0.0
     assert cosine(12, 2, 10) == pytest.approx(0.0)

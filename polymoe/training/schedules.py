@@ -30,6 +30,11 @@ def cosine(step: int, warmup: int, total: int) -> float:
 
 
 def constant(step: int, warmup: int, total: int) -> float:
+    """Always 1, without a warm-up."""
+    return 1.0
+
+
+def constant_with_warmup(step: int, warmup: int, total: int) -> float:
     """Up from 0 to 1 over ``warmup`` steps, then 1."""
     rising = _warming(step, warmup)
     return 1.0 if rising is None else rising
@@ -39,5 +44,5 @@ SCHEDULES: dict[str, Callable[[int, int, int], float]] = {
     "linear": linear,
     "cosine": cosine,
     "constant": constant,
-    "constant_with_warmup": constant,
+    "constant_with_warmup": constant_with_warmup,
 }
