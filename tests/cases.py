@@ -363,6 +363,134 @@ def attention_cases() -> Iterator[Case]:
     yield Case("attention", "scale", scaled, ("q", "k", "v"), {"float32": 4e-6, "float64": 1e-13}, floor=1.0)
 
 
+def mix_cases() -> Iterator[Case]:
+    sizes = [
+        (0, 1, 2, 3, 8),
+        (1, 1, 1, 1, 1),
+        (3, 2, 5, 3, 34),
+        (5, 4, 4, 2, 4),
+        (6, 1, 7, 8, 33),
+        (16, 2, 8, 16, 512),
+    ]
+    for g, q, s, r, d in sizes:
+
+        def make(
+            rng: np.random.Generator, g: int = g, q: int = q, s: int = s, r: int = r, d: int = d
+        ) -> Args:
+            return {"weights": rng.normal(size=(g, q, s)), "bank": rng.normal(size=(s, r, d)), "scale": 0.7}
+
+        yield Case(
+            "mix",
+            f"G={g} Q={q} S={s} r={r} D={d}",
+            make,
+            ("weights", "bank"),
+            {"float32": 1e-6, "float64": 1e-14},
+            2.0 * g * s * r * d,
+            4.0 * (s + g) * r * d,
+            big=d == 512,
+        )
+
+
+def dense_cases() -> Iterator[Case]:
+    sizes = [(0, 3, 2), (1, 1, 1), (3, 7, 15), (16, 17, 16), (129, 33, 40), (300, 530, 130)]
+    for n, d, o in sizes:
+        for bias in (False, True):
+
+            def make(rng: np.random.Generator, n: int = n, d: int = d, o: int = o, bias: bool = bias) -> Args:
+                args = {"x": rng.normal(size=(n, d)), "weight": rng.normal(size=(o, d))}
+                return {**args, "bias": rng.normal(size=o)} if bias else args
+
+            yield Case(
+                "dense",
+                f"N={n} D={d} O={o}{' bias' if bias else ''}",
+                make,
+                ("x", "weight", "bias") if bias else ("x", "weight"),
+                {"float32": 3e-6, "float64": 1e-14},
+                2.0 * n * d * o,
+                4.0 * (n * d + n * o + d * o),
+                big=n == 300,
+            )
+
+
+class Term(NamedTuple):
+    """A low-rank term: its extents, the group of every example and how long the examples are."""
+
+    r: int
+    S: int
+    Q: int
+    G: int | None  # None: no weights, pair g is lora_A[g]
+    adapter_ids: list[int]
+    lengths: list[int]
+    formulation: str = "auto"
+
+
+def linear_cases() -> Iterator[Case]:
+    several = [130, 5, 0, 140, 3, 20]  # longer and shorter than a chunk, empty, meeting within one
+    sizes = [
+        (1, 1, Term(1, 1, 1, 1, [0], [1])),
+        (7, 15, Term(3, 2, 1, 2, [1, 0, 1, 1, 0], [5, 0, 20, 3, 1], "mix")),
+        (16, 17, Term(8, 4, 1, 3, [2, 0, 1, 2, 0, 0], several, "mix")),
+        (16, 24, Term(8, 4, 4, 3, [2, 0, 2, 2, 0, 1], several)),
+        (33, 40, Term(16, 3, 1, None, [2, 0, 2, 2, 0, 1], several)),
+        (17, 1, Term(5, 5, 1, None, [4], [129])),
+        (385, 16, Term(64, 2, 1, 2, [0, 1], [9, 8], "mix")),
+        (1100, 12, Term(100, 2, 2, 1, [0], [13])),  # three blocks of columns
+        (12, 530, Term(9, 2, 2, 1, [0], [13])),
+        (20, 36, Term(7, 4, 1, 4, [3, 1, 2, 0], [1, 2, 0, 1])),  # few tokens per group: concat
+        (33, 35, Term(5, 4, 1, 4, [3, 2, 1, 0, 1], [3, 2, 1, 0, 150], "concat")),
+        (16, 32, Term(2, 3, 1, 4, [], [])),
+        (16, 32, Term(2, 3, 1, 4, [], [], "mix")),
+        (16, 32, Term(2, 3, 1, 0, [], [])),
+        (192, 200, Term(16, 8, 2, 24, [3 * i % 24 for i in range(40)], [7 * i % 50 for i in range(40)])),
+        (128, 136, Term(4, 8, 1, 100, [i % 100 for i in range(300)], [i % 3 for i in range(300)])),
+        (200, 190, Term(20, 4, 1, None, [i % 4 for i in range(40)], [30] * 40)),
+    ]
+    for d, o, term in sizes:
+        n = sum(term.lengths)
+
+        def make(rng: np.random.Generator, d: int = d, o: int = o, t: Term = term) -> Args:
+            args = {
+                "x": rng.normal(size=(sum(t.lengths), d)),
+                "weight": rng.normal(size=(o, d)) / d**0.5,
+                "bias": rng.normal(size=o),
+                "lora_A": rng.normal(size=(t.S, t.r, d)) / d**0.5,
+                "lora_B": rng.normal(size=(t.S, t.r, o)) / t.r**0.5,
+                "adapter_ids": np.array(t.adapter_ids, dtype=np.int64),
+                "cu_seqlens": lengths_to_cu_seqlens(t.lengths),
+                "scale": 0.6,
+                "formulation": t.formulation,
+            }
+            return args if t.G is None else {**args, "weights": rng.random((t.G, t.Q, t.S))}
+
+        yield Case(
+            "linear",
+            f"N={n} D={d} O={o} r={term.r} S={term.S} Q={term.Q} G={term.G} {term.formulation}",
+            make,
+            ("x", "lora_A", "lora_B") + (() if term.G is None else ("weights",)),
+            {"float32": 1e-5, "float64": 1e-13},
+            2.0 * n * (d * o + term.r * (d + o)),
+            4.0 * (n * (d + o) + d * o),
+            big=n > 300,
+        )
+
+    def plain(rng: np.random.Generator) -> Args:
+        return {"x": rng.normal(size=(13, 70)), "weight": rng.normal(size=(50, 70))}
+
+    yield Case("linear", "no term", plain, ("x",), {"float32": 1e-5, "float64": 1e-13})
+
+    def one_group(rng: np.random.Generator) -> Args:
+        args = {"lora_A": rng.normal(size=(2, 4, 70)), "lora_B": rng.normal(size=(2, 4, 50))}
+        return {**plain(rng), **args, "weights": rng.random((1, 2, 2))}
+
+    yield Case(
+        "linear",
+        "one group",
+        one_group,
+        ("x", "lora_A", "lora_B", "weights"),
+        {"float32": 1e-5, "float64": 1e-13},
+    )
+
+
 CASES = [
     case
     for cases in (
@@ -378,6 +506,9 @@ CASES = [
         cross_entropy_cases,
         mse_cases,
         attention_cases,
+        mix_cases,
+        dense_cases,
+        linear_cases,
     )
     for case in cases()
 ]

@@ -27,7 +27,7 @@ static PyObject *py_dense_bwd_weight(PyObject *Py_UNUSED(m), PyObject *const *ar
 {
     if (pm_nargs(nargs, 4, "dense_bwd_weight")) return NULL;
     ptrdiff_t N = -1, D = -1, O = -1;
-    const int type = pm_real(args[0], "dy");
+    const int type = pm_real(args[1], "x");
     const void *dy = pm_in(args[0], "dy", type, 2, &N, &O), *x = pm_in(args[1], "x", type, 2, &N, &D);
     void *dweight = pm_out_or_none(args[2], "dweight", type, 2, &O, &D),
          *dbias = pm_out_or_none(args[3], "dbias", type, 1, &O);

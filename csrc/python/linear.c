@@ -97,7 +97,8 @@ static PyObject *py_linear_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py
 {
     if (pm_nargs(nargs, 15, "linear_bwd")) return NULL;
     ptrdiff_t N = -1, D = -1, O = -1;
-    const int type = pm_real(args[0], "dy");
+    const int i = args[2] != Py_None ? 2 : args[11] != Py_None ? 11 : 0; /* dy must be what the others are */
+    const int type = pm_real(args[i], i == 2 ? "x" : i == 11 ? "dx" : "dy");
     const void *dy = pm_in(args[0], "dy", type, 2, &N, &O);
     void *dx = pm_out_or_none(args[11], "dx", type, 2, &N, &D);
     const void *x = pm_in_or_none(args[2], "x", type, 2, &N, &D);

@@ -31,17 +31,19 @@ int pm_nargs(Py_ssize_t got, Py_ssize_t expected,
              const char *name); /* -1 with a TypeError when they differ */
 
 /* Call op_f32 or op_f64. The arrays are void*, so both lines type-check. */
-#define PM_CALL(type, op, ...)                                                   \
-    do {                                                                         \
-        Py_BEGIN_ALLOW_THREADS if ((type) == NPY_FLOAT32) op##_f32(__VA_ARGS__); \
-        else op##_f64(__VA_ARGS__); Py_END_ALLOW_THREADS                         \
+#define PM_CALL(type, op, ...)                            \
+    do {                                                  \
+        PyThreadState *without_gil = PyEval_SaveThread(); \
+        if ((type) == NPY_FLOAT32) op##_f32(__VA_ARGS__); \
+        else op##_f64(__VA_ARGS__);                       \
+        PyEval_RestoreThread(without_gil);                \
     } while (0)
 /* The same for an op that returns -1 when memory is out. */
-#define PM_TRY(failed, type, op, ...)                                              \
-    do {                                                                           \
-        Py_BEGIN_ALLOW_THREADS failed =                                            \
-            (type) == NPY_FLOAT32 ? op##_f32(__VA_ARGS__) : op##_f64(__VA_ARGS__); \
-        Py_END_ALLOW_THREADS                                                       \
+#define PM_TRY(failed, type, op, ...)                                                   \
+    do {                                                                                \
+        PyThreadState *without_gil = PyEval_SaveThread();                               \
+        failed = (type) == NPY_FLOAT32 ? op##_f32(__VA_ARGS__) : op##_f64(__VA_ARGS__); \
+        PyEval_RestoreThread(without_gil);                                              \
     } while (0)
 #define PM_METHOD(name, doc) { #name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, doc }
 

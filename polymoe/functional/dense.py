@@ -26,7 +26,7 @@ class DenseGrads(NamedTuple):
 
 
 def dense(x: Any, weight: Any, bias: Any = None) -> tuple[Array, DenseSaved]:
-    """``y = x weight^T + bias`` for x [N, D], a trainable weight [O, D] and bias [O]; the weight is packed for the call.
+    """``y = x weight^T + bias`` for x [N, D], a trainable weight [O, D] (packed for each call) and bias [O].
 
     Raises:
         TypeError: an array of another dtype than x.
@@ -42,7 +42,7 @@ def dense(x: Any, weight: Any, bias: Any = None) -> tuple[Array, DenseSaved]:
 
 
 def dense_backward(saved: DenseSaved, dy: Any, needs: set[str] | None = None) -> DenseGrads:
-    """``dx = dy weight``, ``dweight = dy^T x``, ``dbias`` the sum of dy over tokens; only those of the arguments in ``needs``."""
+    """``dx = dy weight``, ``dweight = dy^T x``, ``dbias`` the sum of dy over tokens; only those in ``needs``."""
     x, weight, bias = saved
     dy = like(x, dy)
 

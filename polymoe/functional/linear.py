@@ -1,4 +1,4 @@
-"""The adapted linear layer: a frozen, packed weight and a grouped low-rank term in one pass over the tokens."""
+"""The adapted linear layer: a frozen, packed weight and a grouped low-rank term in one pass over tokens."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from polymoe.functional._arrays import Array, index, like, like_or_none, real, w
 Formulation = Literal["auto", "mix", "concat"]
 
 CONCAT_BELOW = 5
-"""Tokens per group under which ``auto`` puts the skills side by side; mixing them costs more than it saves there."""
+"""Tokens per group under which ``auto`` puts the skills side by side: mixing would cost more than it saves."""
 
 PANEL_BYTES = 64
 
 
 def pack(weight: Array, transpose: bool = False) -> Array:
-    """Panels [ceil(O/w), D, w] of ``weight`` [O, D] (with ``transpose`` of weight [D, O]), w columns being 64 bytes."""
+    """Panels [ceil(O/w), D, w] of ``weight`` [O, D], or of the transpose of [D, O]; w columns are 64 bytes."""
     n_out, n_in = weight.shape[::-1] if transpose else weight.shape
     width = PANEL_BYTES // weight.itemsize
     panels = _core.empty((-(-n_out // width), n_in, width), weight.dtype)
@@ -30,8 +30,8 @@ def pack(weight: Array, transpose: bool = False) -> Array:
 class PackedWeight:
     """A frozen weight [O, D] in the layout that the products read.
 
-    The layout is the same for every instruction set. The transpose, which only gradients of the input need, is packed when it is first
-    asked for. Safe to share between threads.
+    The layout is the same for every instruction set. The transpose, which only gradients of the input need, is
+    packed when it is first asked for. Safe to share between threads.
 
     Args:
         weight: [O, D], float32 or float64, copied. Both extents at least 1.
@@ -42,9 +42,7 @@ class PackedWeight:
     """
 
     def __init__(self, weight: Any) -> None:
-        weight = real(weight)
-        if weight.dtype not in (np.float32, np.float64):
-            raise TypeError(f"weight: expected dtype float32 or float64, got {weight.dtype}")
+        weight = real(weight, "weight")
         if weight.ndim != 2 or weight.size == 0:
             raise ValueError(f"weight: expected shape (O, D) with both at least 1, got {weight.shape}")
         self.shape: tuple[int, int] = weight.shape
@@ -76,7 +74,7 @@ class PackedWeight:
 
 
 class LinearSaved(NamedTuple):
-    """What :func:`linear` keeps: its inputs (not copied) and ``h`` = scale * x A^T [N, r] ([N, S*r] in the concat form)."""
+    """What :func:`linear` keeps: its inputs, not copied, and ``h = scale * x A^T`` [N, r] (concat: [N, S*r])."""
 
     x: Array
     weight: PackedWeight
@@ -101,7 +99,7 @@ class LinearGrads(NamedTuple):
 
 def linear(
     x: Any,
-    weight: PackedWeight,
+    weight: Any,
     bias: Any = None,
     lora_A: Any = None,
     lora_B: Any = None,
@@ -111,36 +109,36 @@ def linear(
     scale: float = 1.0,
     formulation: Formulation = "auto",
 ) -> tuple[Array, LinearSaved]:
-    """``y = x W^T + bias + scale * (x A_g^T) B_g``, the pair of group g being mixed head by head from a bank of skills.
+    """``y = x W^T + bias + scale * (x A_g^T) B_g``, the pair of group g mixed head by head from a bank of skills.
 
-    Low-rank adaptation is Hu et al. 2021 (arXiv 2106.09685); mixing by task, Ponti et al. 2022 (arXiv 2202.13914); by head,
-    Caccia et al. 2022 (arXiv 2211.03831).
+    Low-rank adaptation is Hu et al. 2021 (arXiv 2106.09685); mixing by task, Ponti et al. 2022 (arXiv
+    2202.13914); by head, Caccia et al. 2022 (arXiv 2211.03831).
 
     Args:
         x: [N, D], the tokens of all examples one after another.
-        weight: frozen [O, D].
+        weight: frozen [O, D], a :class:`PackedWeight`. An array is packed for this call alone.
         bias: [O], frozen.
         lora_A, lora_B: [S, r, D] and [S, r, O], given together.
-        weights: [G, Q, S]: ``A_g = sum_s weights[g, q, s] lora_A[s]`` in the q-th of Q blocks of columns, B_g likewise. None: the
-            pair of group g is lora_A[g], lora_B[g].
+        weights: [G, Q, S]: ``A_g = sum_s weights[g, q, s] lora_A[s]`` in the q-th of Q blocks of columns, B_g
+            likewise. None: the pair of group g is lora_A[g], lora_B[g].
         adapter_ids: [B], the group of every example. None: group 0 for all.
         cu_seqlens: [B + 1], where every example starts, and N. None: one example.
         scale: of the low-rank term.
-        formulation: "mix" makes one pair per group; "concat" puts all skills side by side and weights them in the rank space (one
-            head only), which is faster for few tokens per group; "auto" chooses by their number. Each gives the same bits whatever
-            else is in the batch; "auto" may not.
+        formulation: "mix" makes one pair per group; "concat" puts all skills side by side and weights them in
+            the rank space (one head only), which is faster for few tokens per group; "auto" chooses by their
+            number. With one of the first two an example gives the same bits in any batch.
 
     Returns:
         y [N, O] and what :func:`linear_backward` needs.
 
     Raises:
         TypeError: an array of another dtype than x.
-        ValueError: shapes that do not fit, offsets that are none, heads that do not divide D and O, "concat" with several heads.
+        ValueError: shapes that do not fit, wrong offsets, heads that do not divide D and O, "concat" with several.
         IndexError: an adapter id without a group.
     """
     x = real(x)
     if not isinstance(weight, PackedWeight):
-        raise TypeError(f"weight: expected a PackedWeight, got {type(weight).__name__}")
+        weight = PackedWeight(like(x, weight))
     if formulation not in ("auto", "mix", "concat"):
         raise ValueError(f"formulation: expected 'auto', 'mix' or 'concat', got {formulation!r}")
     bias, lora_A, lora_B, weights = (like_or_none(x, a) for a in (bias, lora_A, lora_B, weights))
@@ -162,8 +160,9 @@ def linear(
 def linear_backward(saved: LinearSaved, dy: Any, needs: set[str] | None = None) -> LinearGrads:
     """Gradients of :func:`linear` for ``dy`` [N, O]; only those of the arguments named in ``needs``.
 
-    With ``g = scale * dy B_g^T``: ``dx = dy W + g A_g``, ``dA_g = g^T x``, ``dB_g = h^T dy``, and from them those of the bank and
-    ``dweights[g, q, s] = <dA_g[q], lora_A[s, q]> + <dB_g[q], lora_B[s, q]>``. The mixed pairs are computed again.
+    With ``e = scale * dy B_g^T``: ``dx = dy W + e A_g``, ``dA_g = e^T x``, ``dB_g = h^T dy``, and from them those
+    of the bank and ``dweights[g, q, s] = <dA_g[q], lora_A[s, q]> + <dB_g[q], lora_B[s, q]>``. The mixed pairs are
+    computed again.
     """
     x, weight, lora_A, lora_B, weights, adapter_ids, cu_seqlens, scale, concat, h = saved
     dy = like(x, dy)

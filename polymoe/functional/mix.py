@@ -24,7 +24,7 @@ class MixGrads(NamedTuple):
 
 
 def mix(weights: Any, bank: Any, scale: float = 1.0) -> tuple[Array, MixSaved]:
-    """``out[g, r, d] = scale * sum_s weights[g, q(d), s] bank[s, r, d]``, q(d) being the one of Q equal blocks that d lies in.
+    """``out[g, r, d] = scale * sum_s weights[g, q(d), s] bank[s, r, d]``, where d lies in block q(d) of Q.
 
     Args:
         weights: [G, Q, S]; Q divides D.
@@ -34,7 +34,7 @@ def mix(weights: Any, bank: Any, scale: float = 1.0) -> tuple[Array, MixSaved]:
     Returns:
         [G, r, D] and what :func:`mix_backward` needs.
     """
-    weights = real(weights)
+    weights = real(weights, "weights")
     bank = like(weights, bank)
     if weights.ndim != 3 or bank.ndim != 3:
         raise ValueError(

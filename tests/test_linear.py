@@ -1,0 +1,291 @@
+"""What is special about the adapted linear layer, beyond the table of cases."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polymoe import _core
+from polymoe import functional as F
+from polymoe import reference as R
+
+U = 2.0**-24  # float32's unit roundoff
+
+
+def fill(*shape: int, phi: float) -> np.ndarray:
+    return np.sin(0.7 * np.arange(np.prod(shape)) + phi).reshape(shape)
+
+
+def layer(
+    rng: np.random.Generator, N: int, D: int, O: int, r: int, S: int, G: int, Q: int = 1
+) -> dict[str, Any]:
+    """Arguments of linear in float32: G examples of equal length, each its own group."""
+    sizes = {
+        "x": (N, D),
+        "weight": (O, D),
+        "bias": (O,),
+        "lora_A": (S, r, D),
+        "lora_B": (S, r, O),
+        "weights": (G, Q, S),
+    }
+    args: dict[str, Any] = {name: rng.normal(size=shape).astype(np.float32) for name, shape in sizes.items()}
+    return {**args, "adapter_ids": np.arange(G), "cu_seqlens": np.arange(G + 1) * (N // G), "scale": 0.5}
+
+
+def test_mhr_forward_gives_golden_value() -> None:
+    b, L, d_in, d_out, r, S, h, T, tau = 3, 4, 6, 4, 2, 3, 2, 5, 0.8
+    A = fill(h, S, d_in // h, r, phi=0.2).transpose(1, 3, 0, 2).reshape(S, r, d_in)  # heads side by side
+    B = fill(h, S, r, d_out // h, phi=0.3).transpose(1, 2, 0, 3).reshape(S, r, d_out)
+    z = fill(T, h * S, phi=0.4).reshape(T, h, S)[[2, 0, 2]]
+    u = 1 / (1 + np.exp(-fill(b, h, S, phi=0.5)))
+    s = 1 / (1 + np.exp(-(z + np.log(u) - np.log1p(-u)) / tau))
+    w = s / (s.sum(-1, keepdims=True) + 1e-12)
+    np.testing.assert_allclose(w[0, 0], [0.3744625876, 0.3526345392, 0.2729028733], atol=1e-9)
+    x = fill(b * L, d_in, phi=0.1)
+    y, _ = F.linear(x, np.zeros((d_out, d_in)), None, A, B, w, np.arange(b), np.arange(b + 1) * L, 1 / r)
+    np.testing.assert_allclose(y[0], [0.0358827531, 0.0429178887, 0.0020160816, -0.0407898479], atol=1e-9)
+    np.testing.assert_allclose(y.sum(), 0.24561020209295326, atol=1e-9)
+
+
+@pytest.mark.parametrize("D", [1, 17, 384, 1536])
+def test_error_is_within_the_bound_everywhere(isa: str, D: int) -> None:
+    r, S = 8, 3
+    args = layer(np.random.default_rng(D), 150, D, 40, r, S, 2)
+    args["cu_seqlens"] = np.array([0, 100, 150])
+    wide = {
+        k: v.astype(np.float64) if getattr(v, "dtype", None) == np.float32 else v for k, v in args.items()
+    }
+    error = np.abs(F.linear(**args, formulation="mix")[0] - R.linear(**wide)[0])
+    # what sums of absolute values allow: D columns, r ranks, S skills in both factors, scale, bias
+    sizes = R.linear(**{k: np.abs(v) for k, v in wide.items()})[0]
+    n = D + r + 2 * S + 4
+    assert np.all(error <= n * U / (1 - n * U) * sizes)
+
+
+def test_threads_do_not_change_bits_of_any_phase(isa: str, threads: Any) -> None:
+    args = layer(
+        np.random.default_rng(0), 1280, 192, 200, 64, 4, 64
+    )  # every parallel region is above the serial threshold
+    args["weight"] = F.PackedWeight(args["weight"])
+    dy = np.random.default_rng(1).normal(size=(1280, 200)).astype(np.float32)
+    results = []
+    for n in (1, 2, 3, 4):
+        threads(n)
+        y, saved = F.linear(**args)
+        results.append([a.tobytes() for a in (y, *F.linear_backward(saved, dy))])
+    assert all(r == results[0] for r in results)
+
+
+def test_example_gives_the_same_bits_in_any_company(isa: str) -> None:
+    args = layer(np.random.default_rng(0), 6 * 37, 48, 50, 8, 3, 6)
+    for formulation in ("mix", "concat"):
+        y, saved = F.linear(**args, formulation=formulation)
+        dx = F.linear_backward(saved, np.cos(y)).dx
+        for b in range(6):
+            rows = slice(37 * b, 37 * b + 37)
+            alone = {**args, "x": args["x"][rows], "adapter_ids": [b], "cu_seqlens": None}
+            y_b, saved_b = F.linear(**alone, formulation=formulation)
+            assert y_b.tobytes() == y[rows].tobytes()
+            assert F.linear_backward(saved_b, np.cos(y_b)).dx.tobytes() == dx[rows].tobytes()
+
+
+def test_formulations_agree() -> None:
+    args = layer(np.random.default_rng(3), 60, 24, 20, 4, 5, 12)
+    args = {
+        k: v.astype(np.float64) if getattr(v, "dtype", None) == np.float32 else v for k, v in args.items()
+    }
+    (y, saved), (z, other) = (F.linear(**args, formulation=f) for f in ("mix", "concat"))
+    np.testing.assert_allclose(y, z, rtol=1e-11, atol=1e-12)
+    for a, b in zip(F.linear_backward(saved, y), F.linear_backward(other, y), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-10)
+
+
+@pytest.mark.parametrize("tokens", [59, 60])
+def test_auto_puts_few_tokens_side_by_side(tokens: int) -> None:
+    args = layer(np.random.default_rng(3), tokens, 24, 20, 4, 5, 12)
+    args["cu_seqlens"][-1] = tokens
+    assert F.linear(**args)[1].concat == (tokens < 5 * 12)
+
+
+def test_no_weights_is_the_pair_itself() -> None:
+    args = layer(np.random.default_rng(4), 40, 33, 35, 9, 4, 4)
+    direct = {**args, "weights": None}
+    one_hot = {**args, "weights": np.eye(4, dtype=np.float32)[:, None], "formulation": "mix"}
+    (y, saved), (z, other) = F.linear(**direct), F.linear(**one_hot)
+    assert y.tobytes() == z.tobytes()
+    dy = np.ones_like(y)
+    grads, mixed = F.linear_backward(saved, dy), F.linear_backward(other, dy)
+    np.testing.assert_array_equal(grads.dlora_A, mixed.dlora_A)
+    np.testing.assert_array_equal(grads.dlora_B, mixed.dlora_B)
+    assert grads.dweights is None
+
+
+def test_only_needed_gradients_are_computed() -> None:
+    args = layer(np.random.default_rng(5), 40, 16, 16, 4, 3, 4)
+    args["weight"] = weight = F.PackedWeight(args["weight"])
+    y, saved = F.linear(**args)
+    everything = F.linear_backward(saved, y)._asdict()
+    for name in ("lora_A", "lora_B", "weights", "x"):
+        grads = F.linear_backward(saved, y, needs={name})._asdict()
+        assert grads["d" + name].tobytes() == everything["d" + name].tobytes()
+        assert all(value is None for key, value in grads.items() if key != "d" + name)
+    nothing_of_x = F.PackedWeight(weight.unpack())
+    F.linear_backward(F.linear(**{**args, "weight": nothing_of_x})[1], y, needs={"lora_A"})
+    assert nothing_of_x.nbytes < weight.nbytes  # the transpose was not made
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 1), (16, 8), (17, 9), (100, 33)])
+def test_packed_weight_unpacks_bit_for_bit(shape: tuple[int, int], dtype: str) -> None:
+    w = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    packed = F.PackedWeight(np.asfortranarray(w))
+    assert packed.shape == shape
+    assert packed.dtype == dtype
+    assert packed.unpack().tobytes() == w.tobytes()
+    padding = packed.panels.transpose(0, 2, 1).reshape(-1, shape[1])[shape[0] :]
+    assert not padding.any()
+    assert repr(packed) == f"PackedWeight(shape={shape}, dtype={dtype})"
+
+
+def test_packed_weight_is_shared_between_threads() -> None:
+    packed = F.PackedWeight(np.random.default_rng(0).normal(size=(300, 200)).astype(np.float32))
+    barrier, found = threading.Barrier(8), []
+
+    def use() -> None:
+        barrier.wait()
+        found.append(packed.transposed)
+
+    workers = [threading.Thread(target=use) for _ in range(8)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    assert len({id(a) for a in found}) == 1
+    assert (
+        F.linear_backward(
+            F.linear(np.eye(200, dtype=np.float32), packed)[1], np.ones((200, 300), np.float32)
+        ).dx
+        is not None
+    )
+
+
+def test_packed_weight_survives_a_change_of_instruction_set() -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(20, 40)).astype(np.float32), rng.normal(size=(50, 40)).astype(np.float32)
+    packed, before = F.PackedWeight(w), _core.get_isa()
+    try:
+        for isa in _core.isas():
+            _core.set_isa(isa)
+            np.testing.assert_allclose(F.linear(x, packed)[0], x @ w.T, atol=1e-4)
+    finally:
+        _core.set_isa(before)
+
+
+@pytest.mark.parametrize(("N", "O"), [(1, 1), (3, 15), (13, 17), (130, 33)])
+def test_nothing_is_written_beyond_y(isa: str, N: int, O: int) -> None:
+    guard, value = 64, np.float32(7)
+    memory = np.full(2 * guard + N * O, value)
+    y = memory[guard : guard + N * O].reshape(N, O)
+    x, packed = np.ones((N, 5), np.float32), F.PackedWeight(np.ones((O, 5), np.float32))
+    _core.linear_fwd(x, packed.panels, None, None, None, None, None, None, 1.0, 0, y, None)
+    assert np.all(y == 5)
+    assert np.all(memory[:guard] == value)
+    assert np.all(memory[-guard:] == value)
+
+
+@pytest.mark.parametrize(("N", "D", "r"), [(1, 1, 1), (5, 17, 3), (130, 15, 9)])
+def test_nothing_is_written_beyond_gradients(isa: str, N: int, D: int, r: int) -> None:
+    guard, n = 64, r * D
+    memory = np.full(2 * guard + n, 7, np.float32)
+    dlora_A = memory[guard : guard + n].reshape(1, r, D)
+    ones = [np.ones(s, np.float32) for s in ((N, D), (N, D), (N, r), (1, r, D), (1, r, D))]
+    dy, x, h, lora_A, lora_B = ones
+    _core.linear_bwd(dy, None, x, h, lora_A, lora_B, None, None, None, 1.0, 0, None, dlora_A, None, None)
+    assert np.all(dlora_A == N * D)
+    assert np.all(memory[:guard] == 7)
+    assert np.all(memory[-guard:] == 7)
+
+
+BAD = {
+    "weight: expected dtype float32, got float64": (TypeError, {"weight": np.ones((6, 8))}),
+    "bias: expected dtype float32, got float64": (TypeError, {"bias": np.ones(6)}),
+    "bias: expected shape (6,), got (5,)": (ValueError, {"bias": np.ones(5, np.float32)}),
+    "lora_A: expected shape (any, any, 8), got (2, 3, 9)": (
+        ValueError,
+        {"lora_A": np.ones((2, 3, 9), np.float32)},
+    ),
+    "lora_B: expected shape (2, 3, 6), got (2, 4, 6)": (
+        ValueError,
+        {"lora_B": np.ones((2, 4, 6), np.float32)},
+    ),
+    "lora_B: expected a numpy array, got NoneType": (TypeError, {"lora_B": None}),
+    "lora_A: expected an array to go with lora_B, got None": (TypeError, {"lora_A": None}),
+    "lora_A: expected a rank of at least 1, got 0": (
+        ValueError,
+        {"lora_A": np.ones((2, 0, 8), np.float32), "lora_B": np.ones((2, 0, 6), np.float32)},
+    ),
+    "weights: expected shape (any, any, 2), got (2, 1, 3)": (
+        ValueError,
+        {"weights": np.ones((2, 1, 3), np.float32)},
+    ),
+    "weights: expected a number of heads that divides 8 and 6, got 4": (
+        ValueError,
+        {"weights": np.ones((2, 4, 2), np.float32)},
+    ),
+    "weights: expected at least one group, got none": (
+        ValueError,
+        {"weights": np.ones((0, 1, 2), np.float32), "adapter_ids": None, "cu_seqlens": None},
+    ),
+    "adapter_ids: expected values from 0 to 1, got 2 at position 1": (IndexError, {"adapter_ids": [0, 2]}),
+    "adapter_ids: expected values from 0 to 1, got -1 at position 0": (IndexError, {"adapter_ids": [-1, 0]}),
+    "adapter_ids: expected shape (2,), got (3,)": (ValueError, {"adapter_ids": [0, 1, 0]}),
+    "adapter_ids: expected integers, got dtype float64": (TypeError, {"adapter_ids": [0.0, 1.0]}),
+    "cu_seqlens: expected offsets that start at 0, never fall and end at 5, got others": (
+        ValueError,
+        {"cu_seqlens": [0, 3, 4]},
+    ),
+    "formulation: expected 'auto', 'mix' or 'concat', got 'fast'": (ValueError, {"formulation": "fast"}),
+    "formulation: expected 'mix' or 'auto' (concat needs weights of one head), got 'concat'": (
+        ValueError,
+        {"formulation": "concat", "weights": np.ones((2, 2, 2), np.float32)},
+    ),
+    "x: expected dtype float32 or float64, got int64": (TypeError, {"x": np.ones((5, 8), np.int64)}),
+    "x: expected shape (any, any), got (5,)": (ValueError, {"x": np.ones(5, np.float32)}),
+    "weight: expected shape (O, D) with both at least 1, got (0, 8)": (
+        ValueError,
+        {"weight": np.ones((0, 8), np.float32)},
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_arguments_are_refused(message: str) -> None:
+    error, change = BAD[message]
+    args = {
+        "x": np.ones((5, 8), np.float32),
+        "weight": np.ones((6, 8), np.float32),
+        "lora_A": np.ones((2, 3, 8), np.float32),
+        "lora_B": np.ones((2, 3, 6), np.float32),
+        "weights": np.ones((2, 1, 2), np.float32),
+        "adapter_ids": [0, 1],
+        "cu_seqlens": [0, 3, 5],
+        "formulation": "mix",
+    }
+    with pytest.raises(error) as raised:
+        F.linear(**{**args, **change})
+    assert str(raised.value) == message
+
+
+def test_other_precision_of_dy_is_refused() -> None:
+    for op in (F.linear, F.dense):
+        saved = op(np.ones((2, 3), np.float32), np.ones((4, 3), np.float32))[1]
+        with pytest.raises(TypeError, match=r"^dy: expected dtype float32, got float64$"):
+            getattr(F, op.__name__ + "_backward")(saved, np.ones((2, 4)))
+
+
+def test_packed_weight_refuses_other_dtypes() -> None:
+    with pytest.raises(TypeError, match=r"^weight: expected dtype float32 or float64, got float16$"):
+        F.PackedWeight(np.ones((2, 2), np.float16))
