@@ -7,14 +7,16 @@
 
 PM_INLINE vec FN(gelu)(vec x)
 {
-    const vec a = FN(vmin)(FN(vabs)(x), FN(splat)(40));    /* the tail is 0 there; keeps infinity * 0 away */
+    const vec a = FN(vmin)(FN(vabs)(x), FN(splat)(40)); /* the tail is 0 there; keeps infinity * 0 away */
     return FN(vmax)(x, (vec){ 0 }) - a * FN(normal_tail)(a, FN(vexp)(a * a * (real)-0.5));
 }
 
 PM_INLINE vec FN(gelu_slope)(vec x)
 {
-    const vec a = FN(vmin)(FN(vabs)(x), FN(splat)(40)), e = FN(vexp)(a * a * (real)-0.5), tail = FN(normal_tail)(a, e);
-    return FN(select)(x < 0, tail - a * e * (real)0.39894228040143268, 1 - tail + a * e * (real)0.39894228040143268);
+    const vec a = FN(vmin)(FN(vabs)(x), FN(splat)(40)), e = FN(vexp)(a * a * (real)-0.5),
+              tail = FN(normal_tail)(a, e);
+    return FN(select)(x < 0, tail - a * e * (real)0.39894228040143268,
+                      1 - tail + a * e * (real)0.39894228040143268);
 }
 
 PM_INLINE vec FN(gelu_tanh)(vec x) { return x / (1 + FN(vexp)(x * (x * x * CUBE + 1) * -TWICE_SQRT_2_PI)); }
@@ -48,7 +50,8 @@ static void FN(gelu_fwd)(ptrdiff_t n, int tanh_form, const real *restrict x, rea
     else FN(map)(n, x, NULL, y, FN(gelu));
 }
 
-static void FN(gelu_bwd)(ptrdiff_t n, int tanh_form, const real *restrict x, const real *restrict dy, real *restrict dx)
+static void FN(gelu_bwd)(ptrdiff_t n, int tanh_form, const real *restrict x, const real *restrict dy,
+                         real *restrict dx)
 {
     if (tanh_form) FN(map)(n, x, dy, dx, FN(gelu_tanh_slope));
     else FN(map)(n, x, dy, dx, FN(gelu_slope));

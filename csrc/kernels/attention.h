@@ -92,7 +92,8 @@ static void FN(copy_transposed)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const re
     }
 }
 
-/* Extents of the scratch: see the cuts in the two kernels. */
+/* Values of scratch: the sum of the cuts in the two kernels. Rows of scores are a line longer than the keys, so that
+ * they do not lie powers of two apart. */
 static void FN(attention_scratch)(ptrdiff_t L, ptrdiff_t d, int backward, ptrdiff_t *restrict values)
 {
     const ptrdiff_t keys = UP(L, COLS), wide = UP(d, COLS), ldS = keys + PANEL;
@@ -104,10 +105,9 @@ static void FN(attention_fwd)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real
                               const real *restrict k, const real *restrict v, real scale, int causal,
                               real *restrict scratch, real *restrict out, real *restrict lse)
 {
-    const ptrdiff_t keys = UP(L, COLS), wide = UP(d, COLS),
-                    ldS = keys + PANEL; /* rows a line apart from powers of two */
-    real *KT = scratch, *V = KT + keys * d, *Q = V + keys * wide, *O = Q + BLOCK * wide,
-         *S = O + BLOCK * wide;
+    const ptrdiff_t keys = UP(L, COLS), wide = UP(d, COLS), ldS = keys + PANEL;
+    real *KT = scratch, *V = KT + keys * d;
+    real *Q = V + keys * wide, *O = Q + BLOCK * wide, *S = O + BLOCK * wide;
     FN(copy_transposed)(L, d, ld, k, KT);
     FN(copy_rows)(L, d, wide, ld, v, 1, V);
     for (ptrdiff_t i0 = 0; i0 < L; i0 += BLOCK) {
@@ -142,10 +142,10 @@ static void FN(attention_bwd)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real
                               real *restrict scratch, real *restrict dq, real *restrict dk, real *restrict dv)
 {
     const ptrdiff_t keys = UP(L, COLS), wide = UP(d, COLS), ldS = keys + PANEL;
-    real *KT = scratch, *VT = KT + keys * d, *Kr = VT + keys * d, *dK = Kr + keys * wide,
-         *dV = dK + keys * wide;
-    real *Q = dV + keys * wide, *dO = Q + BLOCK * wide, *dQ = dO + BLOCK * wide, *P = dQ + BLOCK * wide,
-         *dS = P + BLOCK * ldS;
+    real *KT = scratch, *VT = KT + keys * d;
+    real *Kr = VT + keys * d, *dK = Kr + keys * wide, *dV = dK + keys * wide;
+    real *Q = dV + keys * wide, *dO = Q + BLOCK * wide, *dQ = dO + BLOCK * wide;
+    real *P = dQ + BLOCK * wide, *dS = P + BLOCK * ldS;
     FN(copy_transposed)(L, d, ld, k, KT);
     FN(copy_transposed)(L, d, ld, v, VT);
     FN(copy_rows)(L, d, wide, ld, k, scale, Kr);

@@ -3,8 +3,8 @@
  *     lse = log sum_c exp(logits[c])    loss = lse - logits[label]    dlogits[c] = dloss (exp(logits[c] - lse) - [c = label]), else 0
  *   squared error: loss = (prediction - target)^2, written in the op. */
 
-static void FN(cross_entropy_fwd)(ptrdiff_t start, ptrdiff_t end, ptrdiff_t label, const real *restrict logits, real *restrict loss,
-                                  real *restrict lse)
+static void FN(cross_entropy_fwd)(ptrdiff_t start, ptrdiff_t end, ptrdiff_t label,
+                                  const real *restrict logits, real *restrict loss, real *restrict lse)
 {
     const ptrdiff_t n = end - start;
     const real *x = logits + start;
@@ -17,8 +17,8 @@ static void FN(cross_entropy_fwd)(ptrdiff_t start, ptrdiff_t end, ptrdiff_t labe
     *loss = *lse - logits[label];
 }
 
-static void FN(cross_entropy_bwd)(ptrdiff_t C, ptrdiff_t start, ptrdiff_t end, ptrdiff_t label, const real *restrict logits, real lse,
-                                  real dloss, real *restrict dlogits)
+static void FN(cross_entropy_bwd)(ptrdiff_t C, ptrdiff_t start, ptrdiff_t end, ptrdiff_t label,
+                                  const real *restrict logits, real lse, real dloss, real *restrict dlogits)
 {
     memset(dlogits, 0, (size_t)C * sizeof(real));
     for (ptrdiff_t c = start; c < end; c += LANES) {

@@ -5,8 +5,10 @@
  *   dweight = sum_n dy * xh    dbias = sum_n dy
  * x residual y [N,D]   weight bias [D]   mean rstd [N]. Saved are x, residual, mean and rstd: nothing else is written. */
 
-static void FN(layer_norm_fwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict x, const real *restrict residual, const real *restrict weight,
-                               const real *restrict bias, real eps, real *restrict y, real *restrict mean, real *restrict rstd)
+static void FN(layer_norm_fwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict x,
+                               const real *restrict residual, const real *restrict weight,
+                               const real *restrict bias, real eps, real *restrict y, real *restrict mean,
+                               real *restrict rstd)
 {
     for (ptrdiff_t n = 0; n < N; n++) {
         const real *x_n = x + n * D, *residual_n = residual ? residual + n * D : NULL;
@@ -33,7 +35,8 @@ static void FN(layer_norm_fwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict x,
         }
         const real inv = 1 / FN(root)((square + FN(vsum)(squares)) / (real)D + eps);
         for (d = 0; d + LANES <= D; d += LANES)
-            *(vec *)(y_n + d) = *(const vec *)(y_n + d) * inv * *(const vec *)(weight + d) + *(const vec *)(bias + d);
+            *(vec *)(y_n + d) =
+                *(const vec *)(y_n + d) * inv * *(const vec *)(weight + d) + *(const vec *)(bias + d);
         for (; d < D; d++) y_n[d] = y_n[d] * inv * weight[d] + bias[d];
         mean[n] = mu;
         rstd[n] = inv;
@@ -41,8 +44,9 @@ static void FN(layer_norm_fwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict x,
 }
 
 /* dweight and dbias are added to; NULL where not wanted. */
-static void FN(layer_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict dy, const real *restrict x, const real *restrict residual,
-                               const real *restrict weight, const real *restrict mean, const real *restrict rstd, real *restrict dx,
+static void FN(layer_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict dy, const real *restrict x,
+                               const real *restrict residual, const real *restrict weight,
+                               const real *restrict mean, const real *restrict rstd, real *restrict dx,
                                real *restrict dweight, real *restrict dbias)
 {
     for (ptrdiff_t n = 0; n < N; n++) {
@@ -65,8 +69,10 @@ static void FN(layer_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict dy
             sum += dy_n[d] * weight[d];
             sum_xh += dy_n[d] * weight[d] * dx_n[d];
         }
-        if (dweight) for (d = 0; d < D; d++) dweight[d] += dy_n[d] * dx_n[d];
-        if (dbias) for (d = 0; d < D; d++) dbias[d] += dy_n[d];
+        if (dweight)
+            for (d = 0; d < D; d++) dweight[d] += dy_n[d] * dx_n[d];
+        if (dbias)
+            for (d = 0; d < D; d++) dbias[d] += dy_n[d];
         const real m = (sum + FN(vsum)(acc)) / (real)D, m_xh = (sum_xh + FN(vsum)(acc_xh)) / (real)D;
         for (d = 0; d < D; d++) dx_n[d] = inv * (dy_n[d] * weight[d] - m - dx_n[d] * m_xh);
     }
@@ -74,7 +80,8 @@ static void FN(layer_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict dy
 
 /* y = x / max(|x|, eps) by rows; norm[b] = max(|x_b|, eps), negative where eps was larger (then y is linear in x).
  * dx = (dy - y <y, dy>) / norm, or dy / eps. */
-static void FN(l2_normalize_fwd)(ptrdiff_t B, ptrdiff_t D, const real *restrict x, real eps, real *restrict y, real *restrict norm)
+static void FN(l2_normalize_fwd)(ptrdiff_t B, ptrdiff_t D, const real *restrict x, real eps, real *restrict y,
+                                 real *restrict norm)
 {
     for (ptrdiff_t b = 0; b < B; b++) {
         double square;
@@ -85,8 +92,8 @@ static void FN(l2_normalize_fwd)(ptrdiff_t B, ptrdiff_t D, const real *restrict 
     }
 }
 
-static void FN(l2_normalize_bwd)(ptrdiff_t B, ptrdiff_t D, const real *restrict dy, const real *restrict y, const real *restrict norm,
-                                 real *restrict dx)
+static void FN(l2_normalize_bwd)(ptrdiff_t B, ptrdiff_t D, const real *restrict dy, const real *restrict y,
+                                 const real *restrict norm, real *restrict dx)
 {
     for (ptrdiff_t b = 0; b < B; b++) {
         const real *dy_b = dy + b * D, *y_b = y + b * D, inv = 1 / (real)fabs(norm[b]);

@@ -4,8 +4,9 @@
  *   dz[q,j] += s (1 - s) / temperature * (dw[q,j] - sum_i dw[q,i] w[q,i]) / (sum_i s[q,i] + 1e-12)    temperature 1 without noise
  * logits noise weights gates [Q,S]. Few values: plain libm in float64. */
 
-static void FN(task_router_fwd)(ptrdiff_t Q, ptrdiff_t S, const real *restrict logits, const real *restrict noise, double temperature,
-                                real *restrict weights, real *restrict gates)
+static void FN(task_router_fwd)(ptrdiff_t Q, ptrdiff_t S, const real *restrict logits,
+                                const real *restrict noise, double temperature, real *restrict weights,
+                                real *restrict gates)
 {
     for (ptrdiff_t q = 0; q < Q; q++) {
         double sum = 1e-12;
@@ -20,8 +21,9 @@ static void FN(task_router_fwd)(ptrdiff_t Q, ptrdiff_t S, const real *restrict l
     }
 }
 
-static void FN(task_router_bwd)(ptrdiff_t Q, ptrdiff_t S, const real *restrict dweights, const real *restrict weights,
-                                const real *restrict gates, double temperature, real *restrict dlogits)
+static void FN(task_router_bwd)(ptrdiff_t Q, ptrdiff_t S, const real *restrict dweights,
+                                const real *restrict weights, const real *restrict gates, double temperature,
+                                real *restrict dlogits)
 {
     for (ptrdiff_t q = 0; q < Q; q++) {
         double sum = 1e-12, along = 0;

@@ -69,10 +69,11 @@ PM_INLINE vec FN(vexp)(vec x)
     x = FN(vmax)(FN(vmin)(x, FN(splat)(89.0f)), FN(splat)(-110.0f));
     const vec shifted = x * 1.44269504f + 12582912.0f, k = shifted - 12582912.0f;
     const vec r = (x - k * 0.693359375f) - k * -2.12194440e-4f;
-    const vec p = ((((r * 1.38145401e-3f + 8.36874536e-3f) * r + 4.16683908e-2f) * r + 1.66665204e-1f) * r +
-                   4.99999934e-1f) *
-                      (r * r) +
-                  r + 1.0f;
+    vec p = r * 1.38145401e-3f + 8.36874536e-3f;
+    p = p * r + 4.16683908e-2f;
+    p = p * r + 1.66665204e-1f;
+    p = p * r + 4.99999934e-1f;
+    p = p * (r * r) + r + 1.0f;
     const mask n = (mask)shifted - 0x4b400000, half = n >> 1;
     return p * (vec)((half + 127) << 23) * (vec)((n - half + 127) << 23);
 }

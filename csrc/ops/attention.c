@@ -29,10 +29,11 @@ static void FN(attention_item)(void *ctx, ptrdiff_t item)
         return;
     }
     if (c->dout)
-        K->attention_bwd(L, c->d, ld, c->q + at, c->k + at, c->v + at, c->out_saved + at, c->lse_saved + row, c->dout + at, c->scale,
-                         c->causal, scratch, c->dq + at, c->dk + at, c->dv + at);
+        K->attention_bwd(L, c->d, ld, c->q + at, c->k + at, c->v + at, c->out_saved + at, c->lse_saved + row,
+                         c->dout + at, c->scale, c->causal, scratch, c->dq + at, c->dk + at, c->dv + at);
     else
-        K->attention_fwd(L, c->d, ld, c->q + at, c->k + at, c->v + at, c->scale, c->causal, scratch, c->out + at, c->lse + row);
+        K->attention_fwd(L, c->d, ld, c->q + at, c->k + at, c->v + at, c->scale, c->causal, scratch,
+                         c->out + at, c->lse + row);
     pm_block_put(scratch);
 }
 
@@ -48,21 +49,44 @@ static double FN(attention_work)(ptrdiff_t B, const int64_t *cu_seqlens, ptrdiff
 }
 
 /* Both return -1 when memory is out. */
-int FN(pm_attention_fwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t d, const int64_t *cu_seqlens, const real *q, const real *k,
-                         const real *v, double scale, int causal, real *out, real *lse)
+int FN(pm_attention_fwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t d, const int64_t *cu_seqlens,
+                         const real *q, const real *k, const real *v, double scale, int causal, real *out,
+                         real *lse)
 {
-    struct FN(attention) c = { .N = N, .H = H, .d = d, .cu_seqlens = cu_seqlens, .q = q, .k = k, .v = v, .scale = (real)scale,
-                               .causal = causal, .out = out, .lse = lse };
+    struct FN(attention) c = { .N = N,
+                               .H = H,
+                               .d = d,
+                               .cu_seqlens = cu_seqlens,
+                               .q = q,
+                               .k = k,
+                               .v = v,
+                               .scale = (real)scale,
+                               .causal = causal,
+                               .out = out,
+                               .lse = lse };
     pm_parallel(B * H, FN(attention_work)(B, cu_seqlens, H * d), FN(attention_item), &c);
     return -atomic_load(&c.failed);
 }
 
-int FN(pm_attention_bwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t d, const int64_t *cu_seqlens, const real *dout, const real *q,
-                         const real *k, const real *v, const real *out, const real *lse, double scale, int causal, real *dq, real *dk,
-                         real *dv)
+int FN(pm_attention_bwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t d, const int64_t *cu_seqlens,
+                         const real *dout, const real *q, const real *k, const real *v, const real *out,
+                         const real *lse, double scale, int causal, real *dq, real *dk, real *dv)
 {
-    struct FN(attention) c = { .N = N, .H = H, .d = d, .cu_seqlens = cu_seqlens, .q = q, .k = k, .v = v, .scale = (real)scale,
-                               .causal = causal, .out_saved = out, .lse_saved = lse, .dout = dout, .dq = dq, .dk = dk, .dv = dv };
+    struct FN(attention) c = { .N = N,
+                               .H = H,
+                               .d = d,
+                               .cu_seqlens = cu_seqlens,
+                               .q = q,
+                               .k = k,
+                               .v = v,
+                               .scale = (real)scale,
+                               .causal = causal,
+                               .out_saved = out,
+                               .lse_saved = lse,
+                               .dout = dout,
+                               .dq = dq,
+                               .dk = dk,
+                               .dv = dv };
     pm_parallel(B * H, 2.5 * FN(attention_work)(B, cu_seqlens, H * d), FN(attention_item), &c);
     return -atomic_load(&c.failed);
 }

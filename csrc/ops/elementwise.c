@@ -3,7 +3,7 @@
 #define PM_SELF "../ops/elementwise.c"
 #include "dtypes.h"
 #else
-#define BLOCK ((ptrdiff_t)16384)    /* values; sums are split here too */
+#define BLOCK ((ptrdiff_t)16384) /* values; sums are split here too */
 #define BLOCKS(n) (((n) + BLOCK - 1) / BLOCK)
 
 struct FN(elementwise) {
@@ -14,16 +14,40 @@ struct FN(elementwise) {
     int tanh_form;
     double *partial;
 };
-#define BEGIN                                                                                                              \
-    const struct FN(elementwise) *c = ctx;                                                                                \
+#define BEGIN                              \
+    const struct FN(elementwise) *c = ctx; \
     const ptrdiff_t at = item * BLOCK, n = c->n - at < BLOCK ? c->n - at : BLOCK
 
-static void FN(add_item)(void *ctx, ptrdiff_t item) { BEGIN; K->add(n, c->a + at, c->b + at, c->y + at); }
-static void FN(multiply_item)(void *ctx, ptrdiff_t item) { BEGIN; K->multiply(n, c->a + at, c->b + at, c->y + at); }
-static void FN(scale_item)(void *ctx, ptrdiff_t item) { BEGIN; K->scale(n, c->a + at, c->scale, c->y + at); }
-static void FN(dot_item)(void *ctx, ptrdiff_t item) { BEGIN; K->dot(n, c->a + at, c->b + at, c->partial + item); }
-static void FN(gelu_item)(void *ctx, ptrdiff_t item) { BEGIN; K->gelu_fwd(n, c->tanh_form, c->a + at, c->y + at); }
-static void FN(gelu_bwd_item)(void *ctx, ptrdiff_t item) { BEGIN; K->gelu_bwd(n, c->tanh_form, c->a + at, c->b + at, c->y + at); }
+static void FN(add_item)(void *ctx, ptrdiff_t item)
+{
+    BEGIN;
+    K->add(n, c->a + at, c->b + at, c->y + at);
+}
+static void FN(multiply_item)(void *ctx, ptrdiff_t item)
+{
+    BEGIN;
+    K->multiply(n, c->a + at, c->b + at, c->y + at);
+}
+static void FN(scale_item)(void *ctx, ptrdiff_t item)
+{
+    BEGIN;
+    K->scale(n, c->a + at, c->scale, c->y + at);
+}
+static void FN(dot_item)(void *ctx, ptrdiff_t item)
+{
+    BEGIN;
+    K->dot(n, c->a + at, c->b + at, c->partial + item);
+}
+static void FN(gelu_item)(void *ctx, ptrdiff_t item)
+{
+    BEGIN;
+    K->gelu_fwd(n, c->tanh_form, c->a + at, c->y + at);
+}
+static void FN(gelu_bwd_item)(void *ctx, ptrdiff_t item)
+{
+    BEGIN;
+    K->gelu_bwd(n, c->tanh_form, c->a + at, c->b + at, c->y + at);
+}
 #undef BEGIN
 
 void FN(pm_add)(ptrdiff_t n, const real *a, const real *b, real *y)
@@ -45,7 +69,8 @@ void FN(pm_scale_by_fwd)(ptrdiff_t n, const real *x, const real *log_scale, real
 }
 
 /* dx = dy exp(log_scale), dlog_scale = <dy, x> exp(log_scale); -1 when memory is out. */
-int FN(pm_scale_by_bwd)(ptrdiff_t n, const real *dy, const real *x, const real *log_scale, real *dx, real *dlog_scale)
+int FN(pm_scale_by_bwd)(ptrdiff_t n, const real *dy, const real *x, const real *log_scale, real *dx,
+                        real *dlog_scale)
 {
     const double scale = exp((double)*log_scale);
     double sum = 0, *partial = pm_block_get((size_t)BLOCKS(n) * sizeof *partial);

@@ -3,7 +3,7 @@
 #define PM_SELF "../ops/gather.c"
 #include "dtypes.h"
 #else
-#define COLUMNS ((ptrdiff_t)64)    /* of one item: whole cache lines */
+#define COLUMNS ((ptrdiff_t)64) /* of one item: whole cache lines */
 
 struct FN(gather) {
     ptrdiff_t N, V, D;
@@ -32,7 +32,8 @@ void FN(pm_embedding_fwd)(ptrdiff_t N, ptrdiff_t D, const int64_t *ids, const re
     pm_parallel((N + PM_CHUNK - 1) / PM_CHUNK, 8.0 * N * D, FN(gather_item), &c);
 }
 
-void FN(pm_embedding_bwd)(ptrdiff_t N, ptrdiff_t V, ptrdiff_t D, const int64_t *ids, const real *dy, real *dtable)
+void FN(pm_embedding_bwd)(ptrdiff_t N, ptrdiff_t V, ptrdiff_t D, const int64_t *ids, const real *dy,
+                          real *dtable)
 {
     struct FN(gather) c = { .N = N, .V = V, .D = D, .index = ids, .in = dy, .out = dtable };
     pm_parallel((D + COLUMNS - 1) / COLUMNS, 4.0 * V * D + 12.0 * N * D, FN(scatter_item), &c);

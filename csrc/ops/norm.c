@@ -10,8 +10,8 @@ struct FN(norm) {
     real eps, *out, *mean, *rstd;
     real *dweight, *dbias;    /* [chunks, D] partial sums, or NULL */
 };
-#define CHUNK                                                                                                              \
-    const struct FN(norm) *c = ctx;                                                                                       \
+#define CHUNK                       \
+    const struct FN(norm) *c = ctx; \
     const ptrdiff_t D = c->D, n0 = item * PM_CHUNK, n = c->N - n0 < PM_CHUNK ? c->N - n0 : PM_CHUNK
 #define CHUNKS(N) (((N) + PM_CHUNK - 1) / PM_CHUNK)
 #define ROWS(a) ((a) ? (a) + n0 * D : NULL)
@@ -19,14 +19,23 @@ struct FN(norm) {
 static void FN(layer_norm_fwd_item)(void *ctx, ptrdiff_t item)
 {
     CHUNK;
-    K->layer_norm_fwd(n, D, ROWS(c->x), ROWS(c->residual), c->weight, c->bias, c->eps, ROWS(c->out), c->mean + n0, c->rstd + n0);
+    K->layer_norm_fwd(n, D, ROWS(c->x), ROWS(c->residual), c->weight, c->bias, c->eps, ROWS(c->out),
+                      c->mean + n0, c->rstd + n0);
 }
 
-void FN(pm_layer_norm_fwd)(ptrdiff_t N, ptrdiff_t D, const real *x, const real *residual, const real *weight, const real *bias, real eps,
-                           real *y, real *mean, real *rstd)
+void FN(pm_layer_norm_fwd)(ptrdiff_t N, ptrdiff_t D, const real *x, const real *residual, const real *weight,
+                           const real *bias, real eps, real *y, real *mean, real *rstd)
 {
-    struct FN(norm) c = { .N = N, .D = D, .x = x, .residual = residual, .weight = weight, .bias = bias, .eps = eps, .out = y,
-                          .mean = mean, .rstd = rstd };
+    struct FN(norm) c = { .N = N,
+                          .D = D,
+                          .x = x,
+                          .residual = residual,
+                          .weight = weight,
+                          .bias = bias,
+                          .eps = eps,
+                          .out = y,
+                          .mean = mean,
+                          .rstd = rstd };
     pm_parallel(CHUNKS(N), 12.0 * N * D, FN(layer_norm_fwd_item), &c);
 }
 
@@ -36,8 +45,8 @@ static void FN(layer_norm_bwd_item)(void *ctx, ptrdiff_t item)
     real *dweight = c->dweight ? c->dweight + item * D : NULL, *dbias = c->dbias ? c->dbias + item * D : NULL;
     if (dweight) memset(dweight, 0, (size_t)D * sizeof(real));
     if (dbias) memset(dbias, 0, (size_t)D * sizeof(real));
-    K->layer_norm_bwd(n, D, ROWS(c->dy), ROWS(c->x), ROWS(c->residual), c->weight, c->mean + n0, c->rstd + n0, ROWS(c->out), dweight,
-                      dbias);
+    K->layer_norm_bwd(n, D, ROWS(c->dy), ROWS(c->x), ROWS(c->residual), c->weight, c->mean + n0, c->rstd + n0,
+                      ROWS(c->out), dweight, dbias);
 }
 
 /* out[d] = sum of the chunks' partial sums, in order. */
@@ -50,14 +59,24 @@ static void FN(fold)(ptrdiff_t chunks, ptrdiff_t D, const real *partial, real *o
 }
 
 /* residual, dweight, dbias may be NULL. -1 when memory is out. */
-int FN(pm_layer_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x, const real *residual, const real *weight,
-                          const real *mean, const real *rstd, real *dx, real *dweight, real *dbias)
+int FN(pm_layer_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x, const real *residual,
+                          const real *weight, const real *mean, const real *rstd, real *dx, real *dweight,
+                          real *dbias)
 {
     const ptrdiff_t part = CHUNKS(N) * D;
     real *partial = pm_block_get((size_t)(2 * part) * sizeof(real));
     if (!partial) return -1;
-    struct FN(norm) c = { .N = N, .D = D, .dy = dy, .x = x, .residual = residual, .weight = weight, .mean = (real *)mean,
-                          .rstd = (real *)rstd, .out = dx, .dweight = dweight ? partial : NULL, .dbias = dbias ? partial + part : NULL };
+    struct FN(norm) c = { .N = N,
+                          .D = D,
+                          .dy = dy,
+                          .x = x,
+                          .residual = residual,
+                          .weight = weight,
+                          .mean = (real *)mean,
+                          .rstd = (real *)rstd,
+                          .out = dx,
+                          .dweight = dweight ? partial : NULL,
+                          .dbias = dbias ? partial + part : NULL };
     pm_parallel(CHUNKS(N), 20.0 * N * D, FN(layer_norm_bwd_item), &c);
     FN(fold)(CHUNKS(N), D, c.dweight, dweight);
     FN(fold)(CHUNKS(N), D, c.dbias, dbias);
@@ -83,7 +102,8 @@ void FN(pm_l2_normalize_fwd)(ptrdiff_t N, ptrdiff_t D, const real *x, real eps, 
     pm_parallel(CHUNKS(N), 8.0 * N * D, FN(l2_normalize_fwd_item), &c);
 }
 
-void FN(pm_l2_normalize_bwd)(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *y, const real *norm, real *dx)
+void FN(pm_l2_normalize_bwd)(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *y, const real *norm,
+                             real *dx)
 {
     struct FN(norm) c = { .N = N, .D = D, .dy = dy, .y = y, .mean = (real *)norm, .out = dx };
     pm_parallel(CHUNKS(N), 12.0 * N * D, FN(l2_normalize_bwd_item), &c);

@@ -1,11 +1,12 @@
 /* elementwise.c -- bindings of ops/elementwise.c. Arrays are flat: polymoe/functional knows their shape. */
 #include "python.h"
-#define DECLARE(real, DT)                                                                                                  \
-    void pm_add_##DT(ptrdiff_t n, const real *a, const real *b, real *y);                                                 \
-    void pm_multiply_##DT(ptrdiff_t n, const real *a, const real *b, real *y);                                            \
-    void pm_scale_by_fwd_##DT(ptrdiff_t n, const real *x, const real *log_scale, real *y);                                \
-    int pm_scale_by_bwd_##DT(ptrdiff_t n, const real *dy, const real *x, const real *log_scale, real *dx, real *dlog_scale); \
-    void pm_gelu_fwd_##DT(ptrdiff_t n, int tanh_form, const real *x, real *y);                                            \
+#define DECLARE(real, DT)                                                                                 \
+    void pm_add_##DT(ptrdiff_t n, const real *a, const real *b, real *y);                                 \
+    void pm_multiply_##DT(ptrdiff_t n, const real *a, const real *b, real *y);                            \
+    void pm_scale_by_fwd_##DT(ptrdiff_t n, const real *x, const real *log_scale, real *y);                \
+    int pm_scale_by_bwd_##DT(ptrdiff_t n, const real *dy, const real *x, const real *log_scale, real *dx, \
+                             real *dlog_scale);                                                           \
+    void pm_gelu_fwd_##DT(ptrdiff_t n, int tanh_form, const real *x, real *y);                            \
     void pm_gelu_bwd_##DT(ptrdiff_t n, int tanh_form, const real *x, const real *dy, real *dx);
 DECLARE(float, f32)
 DECLARE(double, f64)
@@ -89,7 +90,8 @@ PyMethodDef pm_methods_elementwise[] = {
     PM_METHOD(add, "add(a, b, y, /)\n--\n\ny = a + b"),
     PM_METHOD(multiply, "multiply(a, b, y, /)\n--\n\ny = a * b"),
     PM_METHOD(scale_by_fwd, "scale_by_fwd(x, log_scale, y, /)\n--\n\ny = x exp(log_scale)"),
-    PM_METHOD(scale_by_bwd, "scale_by_bwd(dy, x, log_scale, dx, dlog_scale, /)\n--\n\nGradients of scale_by_fwd."),
+    PM_METHOD(scale_by_bwd,
+              "scale_by_bwd(dy, x, log_scale, dx, dlog_scale, /)\n--\n\nGradients of scale_by_fwd."),
     PM_METHOD(gelu_fwd, "gelu_fwd(tanh_form, x, y, /)\n--\n\ny = x Phi(x), or its tanh approximation"),
     PM_METHOD(gelu_bwd, "gelu_bwd(tanh_form, x, dy, dx, /)\n--\n\nGradient of gelu_fwd."),
     { NULL, NULL, 0, NULL },

@@ -1,9 +1,10 @@
 /* gather.c -- bindings of ops/gather.c. */
 #include "python.h"
-#define DECLARE(real, DT)                                                                                                  \
-    void pm_embedding_fwd_##DT(ptrdiff_t N, ptrdiff_t D, const int64_t *ids, const real *table, real *y);                 \
-    void pm_embedding_bwd_##DT(ptrdiff_t N, ptrdiff_t V, ptrdiff_t D, const int64_t *ids, const real *dy, real *dtable);  \
-    void pm_mean_pool_fwd_##DT(ptrdiff_t B, ptrdiff_t D, const int64_t *cu_seqlens, const real *x, real *y);              \
+#define DECLARE(real, DT)                                                                                    \
+    void pm_embedding_fwd_##DT(ptrdiff_t N, ptrdiff_t D, const int64_t *ids, const real *table, real *y);    \
+    void pm_embedding_bwd_##DT(ptrdiff_t N, ptrdiff_t V, ptrdiff_t D, const int64_t *ids, const real *dy,    \
+                               real *dtable);                                                                \
+    void pm_mean_pool_fwd_##DT(ptrdiff_t B, ptrdiff_t D, const int64_t *cu_seqlens, const real *x, real *y); \
     void pm_mean_pool_bwd_##DT(ptrdiff_t B, ptrdiff_t D, const int64_t *cu_seqlens, const real *dy, real *dx);
 DECLARE(float, f32)
 DECLARE(double, f64)
@@ -68,7 +69,8 @@ static PyObject *py_mean_pool_bwd(PyObject *Py_UNUSED(m), PyObject *const *args,
 
 PyMethodDef pm_methods_gather[] = {
     PM_METHOD(embedding_fwd, "embedding_fwd(ids, table, y, /)\n--\n\ny[n] = table[ids[n]]"),
-    PM_METHOD(embedding_bwd, "embedding_bwd(ids, dy, dtable, /)\n--\n\nGradient of embedding_fwd, added in the order of the tokens."),
+    PM_METHOD(embedding_bwd, "embedding_bwd(ids, dy, dtable, /)\n--\n\nGradient of embedding_fwd, added in "
+                             "the order of the tokens."),
     PM_METHOD(mean_pool_fwd, "mean_pool_fwd(x, cu_seqlens, y, /)\n--\n\nMean of the rows of every example."),
     PM_METHOD(mean_pool_bwd, "mean_pool_bwd(dy, cu_seqlens, dx, /)\n--\n\nGradient of mean_pool_fwd."),
     { NULL, NULL, 0, NULL },

@@ -1,12 +1,15 @@
 /* norm.c -- bindings of ops/norm.c. */
 #include "python.h"
-#define DECLARE(real, DT)                                                                                                  \
-    void pm_layer_norm_fwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *x, const real *residual, const real *weight, const real *bias, \
-                                real eps, real *y, real *mean, real *rstd);                                               \
-    int pm_layer_norm_bwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x, const real *residual, const real *weight, \
-                               const real *mean, const real *rstd, real *dx, real *dweight, real *dbias);                 \
-    void pm_l2_normalize_fwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *x, real eps, real *y, real *norm);                \
-    void pm_l2_normalize_bwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *y, const real *norm, real *dx);
+#define DECLARE(real, DT)                                                                                    \
+    void pm_layer_norm_fwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *x, const real *residual,               \
+                                const real *weight, const real *bias, real eps, real *y, real *mean,         \
+                                real *rstd);                                                                 \
+    int pm_layer_norm_bwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x,                      \
+                               const real *residual, const real *weight, const real *mean, const real *rstd, \
+                               real *dx, real *dweight, real *dbias);                                        \
+    void pm_l2_normalize_fwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *x, real eps, real *y, real *norm);   \
+    void pm_l2_normalize_bwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *y, const real *norm, \
+                                  real *dx);
 DECLARE(float, f32)
 DECLARE(double, f64)
 
@@ -15,10 +18,12 @@ static PyObject *py_layer_norm_fwd(PyObject *Py_UNUSED(m), PyObject *const *args
     if (pm_nargs(nargs, 8, "layer_norm_fwd")) return NULL;
     ptrdiff_t N = -1, D = -1;
     const int t = pm_real(args[0], "x");
-    const void *x = pm_in(args[0], "x", t, 2, &N, &D), *residual = pm_in_or_none(args[1], "residual", t, 2, &N, &D);
+    const void *x = pm_in(args[0], "x", t, 2, &N, &D),
+               *residual = pm_in_or_none(args[1], "residual", t, 2, &N, &D);
     const void *weight = pm_in(args[2], "weight", t, 1, &D), *bias = pm_in(args[3], "bias", t, 1, &D);
     const double eps = pm_double(args[4], "eps");
-    void *y = pm_out(args[5], "y", t, 2, &N, &D), *mean = pm_out(args[6], "mean", t, 1, &N), *rstd = pm_out(args[7], "rstd", t, 1, &N);
+    void *y = pm_out(args[5], "y", t, 2, &N, &D), *mean = pm_out(args[6], "mean", t, 1, &N),
+         *rstd = pm_out(args[7], "rstd", t, 1, &N);
     if (PyErr_Occurred()) return NULL;
     PM_CALL(t, pm_layer_norm_fwd, N, D, x, residual, weight, bias, eps, y, mean, rstd);
     Py_RETURN_NONE;
@@ -30,10 +35,12 @@ static PyObject *py_layer_norm_bwd(PyObject *Py_UNUSED(m), PyObject *const *args
     ptrdiff_t N = -1, D = -1;
     const int t = pm_real(args[0], "dy");
     const void *dy = pm_in(args[0], "dy", t, 2, &N, &D), *x = pm_in(args[1], "x", t, 2, &N, &D);
-    const void *residual = pm_in_or_none(args[2], "residual", t, 2, &N, &D), *weight = pm_in(args[3], "weight", t, 1, &D);
+    const void *residual = pm_in_or_none(args[2], "residual", t, 2, &N, &D),
+               *weight = pm_in(args[3], "weight", t, 1, &D);
     const void *mean = pm_in(args[4], "mean", t, 1, &N), *rstd = pm_in(args[5], "rstd", t, 1, &N);
     void *dx = pm_out(args[6], "dx", t, 2, &N, &D);
-    void *dweight = pm_out_or_none(args[7], "dweight", t, 1, &D), *dbias = pm_out_or_none(args[8], "dbias", t, 1, &D);
+    void *dweight = pm_out_or_none(args[7], "dweight", t, 1, &D),
+         *dbias = pm_out_or_none(args[8], "dbias", t, 1, &D);
     if (PyErr_Occurred()) return NULL;
     int failed;
     PM_TRY(failed, t, pm_layer_norm_bwd, N, D, dy, x, residual, weight, mean, rstd, dx, dweight, dbias);
@@ -68,9 +75,12 @@ static PyObject *py_l2_normalize_bwd(PyObject *Py_UNUSED(m), PyObject *const *ar
 }
 
 PyMethodDef pm_methods_norm[] = {
-    PM_METHOD(layer_norm_fwd, "layer_norm_fwd(x, residual, weight, bias, eps, y, mean, rstd, /)\n--\n\nNormalise the rows of x + residual."),
-    PM_METHOD(layer_norm_bwd, "layer_norm_bwd(dy, x, residual, weight, mean, rstd, dx, dweight, dbias, /)\n--\n\nGradients of layer_norm_fwd."),
-    PM_METHOD(l2_normalize_fwd, "l2_normalize_fwd(x, eps, y, norm, /)\n--\n\nDivide rows by their length, at least eps."),
+    PM_METHOD(layer_norm_fwd, "layer_norm_fwd(x, residual, weight, bias, eps, y, mean, rstd, "
+                              "/)\n--\n\nNormalise the rows of x + residual."),
+    PM_METHOD(layer_norm_bwd, "layer_norm_bwd(dy, x, residual, weight, mean, rstd, dx, dweight, dbias, "
+                              "/)\n--\n\nGradients of layer_norm_fwd."),
+    PM_METHOD(l2_normalize_fwd,
+              "l2_normalize_fwd(x, eps, y, norm, /)\n--\n\nDivide rows by their length, at least eps."),
     PM_METHOD(l2_normalize_bwd, "l2_normalize_bwd(dy, y, norm, dx, /)\n--\n\nGradient of l2_normalize_fwd."),
     { NULL, NULL, 0, NULL },
 };
