@@ -42,7 +42,7 @@ def dense(x: Any, weight: Any, bias: Any = None) -> tuple[Array, DenseSaved]:
 
 
 def dense_backward(saved: DenseSaved, dy: Any, needs: set[str] | None = None) -> DenseGrads:
-    """``dx = dy weight``, ``dweight = dy^T x``, ``dbias`` the sum of dy over tokens; only those in ``needs``."""
+    """``dx = dy weight``, ``dweight = dy^T x``, ``dbias`` the sum of dy over tokens; those in ``needs``."""
     x, weight, bias = saved
     dy = like(x, dy)
 

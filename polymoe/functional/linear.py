@@ -13,13 +13,13 @@ from polymoe.functional._arrays import Array, index, like, like_or_none, real, w
 Formulation = Literal["auto", "mix", "concat"]
 
 CONCAT_BELOW = 5
-"""Tokens per group under which ``auto`` puts the skills side by side: mixing would cost more than it saves."""
+"""Tokens per group under which ``auto`` puts the skills side by side: mixing costs more than it saves."""
 
 PANEL_BYTES = 64
 
 
 def pack(weight: Array, transpose: bool = False) -> Array:
-    """Panels [ceil(O/w), D, w] of ``weight`` [O, D], or of the transpose of [D, O]; w columns are 64 bytes."""
+    """Panels [ceil(O/w), D, w] of ``weight`` [O, D], or the transpose of [D, O]; w columns are 64 bytes."""
     n_out, n_in = weight.shape[::-1] if transpose else weight.shape
     width = PANEL_BYTES // weight.itemsize
     panels = _core.empty((-(-n_out // width), n_in, width), weight.dtype)
@@ -30,8 +30,8 @@ def pack(weight: Array, transpose: bool = False) -> Array:
 class PackedWeight:
     """A frozen weight [O, D] in the layout that the products read.
 
-    The layout is the same for every instruction set. The transpose, which only gradients of the input need, is
-    packed when it is first asked for. Safe to share between threads.
+    The layout is the same for every instruction set. The transpose, which only gradients of the input need,
+    is packed when it is first asked for. Safe to share between threads.
 
     Args:
         weight: [O, D], float32 or float64, copied. Both extents at least 1.
@@ -74,7 +74,7 @@ class PackedWeight:
 
 
 class LinearSaved(NamedTuple):
-    """What :func:`linear` keeps: its inputs, not copied, and ``h = scale * x A^T`` [N, r] (concat: [N, S*r])."""
+    """What :func:`linear` keeps: its inputs, not copied, and h = scale * x A^T [N, r] (concat: [N, S*r])."""
 
     x: Array
     weight: PackedWeight
@@ -109,7 +109,7 @@ def linear(
     scale: float = 1.0,
     formulation: Formulation = "auto",
 ) -> tuple[Array, LinearSaved]:
-    """``y = x W^T + bias + scale * (x A_g^T) B_g``, the pair of group g mixed head by head from a bank of skills.
+    """``y = x W^T + bias + scale * (x A_g^T) B_g``, the pair of group g mixed by head from S skills.
 
     Low-rank adaptation is Hu et al. 2021 (arXiv 2106.09685); mixing by task, Ponti et al. 2022 (arXiv
     2202.13914); by head, Caccia et al. 2022 (arXiv 2211.03831).
@@ -133,7 +133,8 @@ def linear(
 
     Raises:
         TypeError: an array of another dtype than x.
-        ValueError: shapes that do not fit, wrong offsets, heads that do not divide D and O, "concat" with several.
+        ValueError: shapes that do not fit, wrong offsets, heads that do not divide D and O, several
+            heads with "concat".
         IndexError: an adapter id without a group.
     """
     x = real(x)
@@ -160,9 +161,9 @@ def linear(
 def linear_backward(saved: LinearSaved, dy: Any, needs: set[str] | None = None) -> LinearGrads:
     """Gradients of :func:`linear` for ``dy`` [N, O]; only those of the arguments named in ``needs``.
 
-    With ``e = scale * dy B_g^T``: ``dx = dy W + e A_g``, ``dA_g = e^T x``, ``dB_g = h^T dy``, and from them those
-    of the bank and ``dweights[g, q, s] = <dA_g[q], lora_A[s, q]> + <dB_g[q], lora_B[s, q]>``. The mixed pairs are
-    computed again.
+    With ``e = scale * dy B_g^T``: ``dx = dy W + e A_g``, ``dA_g = e^T x``, ``dB_g = h^T dy``, and from them
+    those of the bank and ``dweights[g, q, s] = <dA_g[q], lora_A[s, q]> + <dB_g[q], lora_B[s, q]>``. The mixed
+    pairs are computed again.
     """
     x, weight, lora_A, lora_B, weights, adapter_ids, cu_seqlens, scale, concat, h = saved
     dy = like(x, dy)

@@ -1,0 +1,1 @@
+"""Timings, each relative to limits measured in the same run."""
