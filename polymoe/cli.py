@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from rich.table import Table
 
 import polymoe
 from polymoe.recipe import Recipe
-from polymoe.training import load_run
+from polymoe.training import TrainingInterrupted, load_run
 from polymoe.training.summary import versions
 
 CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -114,7 +115,12 @@ def train(argv: Sequence[str]) -> None:
     def parse(flags: Sequence[str], recipe: Recipe) -> Train:
         default = Train(recipe, Output())
         return tyro.cli(
-            Train, args=flags, default=default, prog="polymoe train", description=train.__doc__, config=CONFIG
+            Train,
+            args=flags,
+            default=default,
+            prog="polymoe train",
+            description=cleandoc(train.__doc__ or ""),
+            config=CONFIG,
         )
 
     if argv and not argv[0].startswith("-"):
@@ -129,7 +135,9 @@ def train(argv: Sequence[str]) -> None:
         print_json(summary)
     else:
         show_summary(summary, out.output)
-        say(f"\nnext:\n  polymoe evaluate {out.output}\n  polymoe predict {out.output} --task NAME --input TEXT")
+        say(
+            f"\nnext:\n  polymoe evaluate {out.output}\n  polymoe predict {out.output} --task NAME --input TEXT"
+        )
 
 
 def demo(argv: Sequence[str]) -> None:
@@ -219,8 +227,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         VERBS[args[0]](args[1:])
         sys.stdout.flush()
-    except KeyboardInterrupt as stop:
-        print(f"polymoe {args[0]}: {stop or 'interrupted'}", file=sys.stderr)
+    except TrainingInterrupted as stop:
+        run = stop.checkpoint.parent.parent
+        print(f"polymoe {args[0]}: {stop}\nto go on:  polymoe train --resume --output {run}", file=sys.stderr)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print(f"polymoe {args[0]}: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output has gone (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

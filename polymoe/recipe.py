@@ -104,7 +104,9 @@ class Recipe:
             raise ValueError("data: expected a folder or file with tasks, got None")
         tasks = read_tasks(self.data, self.tasks, seed=self.training.seed, require=("train",))
         options = {k: v for k, v in asdict(self.adapter).items() if v is not None}
-        model = adapt(load_base(self.base), self.method, tasks=list(tasks), seed=self.training.seed, **options)
+        model = adapt(
+            load_base(self.base), self.method, tasks=list(tasks), seed=self.training.seed, **options
+        )
         recipe = {**self.to_dict(), "data": str(Path(self.data).resolve()), "tasks": list(tasks)}
         return Trainer(model, tasks, self.objective, self.training, output, recipe=recipe, **kwargs)
 

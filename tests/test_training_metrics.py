@@ -93,7 +93,7 @@ def test_warmup_steps_go_before_the_ratio() -> None:
         ({"lr_scheduler_type": "square"}, ValueError, "lr_scheduler_type: expected one of"),
         ({"sampling": "most"}, ValueError, "sampling: expected one of"),
         ({"batch_size": 0}, ValueError, "batch_size"),
-        ({"temperature": 0.0}, ValueError, "temperature: expected a number above 0"),
+        ({"sampling_temperature": 0.0}, ValueError, "sampling_temperature: expected a number above 0"),
     ],
 )
 def test_config_refuses(setting: dict[str, object], error: type[Exception], message: str) -> None:

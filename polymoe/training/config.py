@@ -57,8 +57,8 @@ class TrainingConfig:
     """The same as a number of steps; when positive, it replaces ``warmup_ratio``."""
 
     sampling: Literal["proportional", "uniform", "temperature"] = "proportional"
-    """How often a task is drawn: by its size, all alike, or by size ** (1 / temperature)."""
-    temperature: float = 2.0
+    """How often a task is drawn: by its size, all alike, or by size ** (1 / sampling_temperature)."""
+    sampling_temperature: float = 2.0
     """Of ``sampling="temperature"``."""
     seed: int = 0
     """Of the order of the examples and of all noise."""
@@ -104,7 +104,7 @@ class TrainingConfig:
             _number(name, getattr(self, name), 0.0, math.inf)
         for name in ("adam_beta1", "adam_beta2", "warmup_ratio"):
             _number(name, getattr(self, name), 0.0, 1.0)
-        for name in ("adam_epsilon", "temperature"):
+        for name in ("adam_epsilon", "sampling_temperature"):
             _number(name, getattr(self, name), 0.0, math.inf)
             if getattr(self, name) == 0:
                 raise ValueError(f"{name}: expected a number above 0, got 0")

@@ -274,7 +274,7 @@ class Trainer:
             max_tokens=c.batch_tokens,
             batch_size=c.batch_size,
             sampling=c.sampling,
-            temperature=c.temperature,
+            temperature=c.sampling_temperature,
         )
 
     def _count_steps(self) -> int:

@@ -71,7 +71,11 @@ def theirs(model, data):
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for n, p in named if "module_logits" in n], "lr": RATES["router"], "weight_decay": 0.0},
-        {"params": [p for n, p in named if "module_logits" not in n], "lr": RATES["skills"], "weight_decay": 0.01},
+        {
+            "params": [p for n, p in named if "module_logits" not in n],
+            "lr": RATES["skills"],
+            "weight_decay": 0.01,
+        },
     ]
     optimizer = torch.optim.AdamW(groups)
     head = torch.tensor(10 * HEAD)
@@ -105,12 +109,18 @@ def test_training_agrees_with_peft_for_20_steps(method, n_splits, target_modules
         base, method, TASKS, r=8, n_skills=4, n_splits=n_splits, noise="off", target_modules=target_modules
     )
     model.save_adapter(tmp_path / "adapter")
-    bert = transformers.BertModel.from_pretrained(folder, attn_implementation="eager", add_pooling_layer=False)
+    bert = transformers.BertModel.from_pretrained(
+        folder, attn_implementation="eager", add_pooling_layer=False
+    )
     bert.eval()
     adapted = peft.PeftModel.from_pretrained(bert, tmp_path / "adapter", is_trainable=True)
     expected = theirs(adapted, data)
     got = ours(model, data)
-    assert expected[-4:].mean() < expected[:4].mean() - 0.1  # it does learn: 20 equal numbers would prove little
+    assert (
+        expected[-4:].mean() < expected[:4].mean() - 0.1
+    )  # it does learn: 20 equal numbers would prove little
     difference = np.abs(got - expected) / expected
-    print(f"{method}: largest relative difference {difference.max():.1e}, losses {expected[0]:.4f} -> {expected[-1]:.4f}")
+    print(
+        f"{method}: largest relative difference {difference.max():.1e}, losses {expected[0]:.4f} -> {expected[-1]:.4f}"
+    )
     np.testing.assert_array_less(difference, 1e-5)
