@@ -1,4 +1,4 @@
-"""``polymoe <verb>``: demo, train, evaluate, predict, info. Results go to stdout (``--json`` for machines), all else to stderr."""
+"""``polymoe <verb>``: results go to stdout (``--json`` for machines), all else to stderr."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rich.table import Table
 import polymoe
 from polymoe.recipe import Recipe
 from polymoe.training import TrainingInterrupted, load_run
+from polymoe.training.metrics import Evaluation
 from polymoe.training.summary import versions
 
 CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -102,7 +103,8 @@ class Demo:
 def train(argv: Sequence[str]) -> None:
     """Train one adapter on many tasks.
 
-    Settings come from RECIPE.yaml if one is named, with --resume from the run itself, and from flags, which win.
+    Settings come from RECIPE.yaml if one is named, with --resume from the run itself, and from flags,
+    which win.
 
         polymoe train [RECIPE.yaml] [OPTIONS]
     """
@@ -136,7 +138,8 @@ def train(argv: Sequence[str]) -> None:
     else:
         show_summary(summary, out.output)
         say(
-            f"\nnext:\n  polymoe evaluate {out.output}\n  polymoe predict {out.output} --task NAME --input TEXT"
+            f"\nnext:\n  polymoe evaluate {out.output}\n"
+            f"  polymoe predict {out.output} --task NAME --input TEXT"
         )
 
 
@@ -187,7 +190,7 @@ def predict(argv: Sequence[str]) -> None:
 def info(argv: Sequence[str]) -> None:
     """Say what this installation runs on."""
     options = _parse(Info, argv, "info")
-    facts = {
+    facts: dict[str, Any] = {
         **versions(),
         "platform": platform.platform(),
         "isa": polymoe.get_isa(),
@@ -211,7 +214,7 @@ VERBS = {"demo": demo, "train": train, "evaluate": evaluate, "predict": predict,
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a verb; exits with 0, with 1 and one line about what was wrong, with 2 for wrong flags, with 130 after Ctrl-C."""
+    """Run a verb; exits with 0, with 1 and a line on what was wrong, 2 for wrong flags, 130 after Ctrl-C."""
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0] == "--version":
         print(f"polymoe {polymoe.__version__}")
@@ -261,15 +264,17 @@ def show_summary(summary: dict[str, Any], output: str) -> None:
         title = f"{summary['evaluated_split']}, {summary['objective']}"
         show_evaluation(summary["evaluation"], summary["evaluation_before"], title)
     cut = sum(summary["truncated_texts"].values())
-    say(
-        f"{summary['steps']} steps in {summary['train_seconds']:.1f} s, {summary['tokens_per_second']:,.0f} tokens/s, "
-        f"{summary['trainable_parameters']:,} trainable parameters, peak memory {summary['peak_rss_bytes'] / 2**20:,.0f} MiB"
-        + (f", {cut} texts cut to the length that the base takes" if cut else "")
-    )
+    facts = [
+        f"{summary['steps']} steps in {summary['train_seconds']:.1f} s",
+        f"{summary['tokens_per_second']:,.0f} tokens/s",
+        f"{summary['trainable_parameters']:,} trainable parameters",
+        f"peak memory {summary['peak_rss_bytes'] / 2**20:,.0f} MiB",
+    ]
+    say(", ".join(facts + [f"{cut} texts cut to the length that the base takes"] * bool(cut)))
     say(f"run: {output}")
 
 
-def show_evaluation(evaluation: dict[str, Any], before: dict[str, Any] | None, title: str) -> None:
+def show_evaluation(evaluation: Evaluation, before: Evaluation | None, title: str) -> None:
     """A table: a row a task, a column a metric, and the first metric before training where it is known."""
     metrics = list(evaluation["mean"])
     table = Table(title=title, title_justify="left")
@@ -309,7 +314,8 @@ Fine-tune one frozen model on many tasks at once with mixtures of adapters, on o
   predict   outputs for texts
   info      versions, instruction set, threads, memory
 
-polymoe VERB --help says more; --json prints results for machines; POLYMOE_TRACEBACK=1 shows where an error came from."""
+polymoe VERB --help says more; --json prints results for machines; POLYMOE_TRACEBACK=1 shows where an error
+came from."""
 
 if __name__ == "__main__":
     main()

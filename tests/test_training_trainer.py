@@ -87,7 +87,7 @@ def test_resumed_training_is_bitwise_that_of_an_uninterrupted_run(
     expected = whole.train()
     first = trainer("parts", parts_records)
     press_ctrl_c(first, len(first.plan(0)) - 1 if stop_at == "epoch" else int(stop_at))
-    with pytest.raises(TrainingInterrupted, match="--resume") as stopped:
+    with pytest.raises(TrainingInterrupted, match="resume=True") as stopped:
         first.train()
     assert stopped.value.checkpoint.is_dir()
     second = trainer("parts", parts_records)
