@@ -11,6 +11,7 @@ typedef real vec __attribute__((vector_size(VBYTES), aligned(sizeof(real)), may_
 #include "activation.h"
 #include "elementwise.h"
 #include "norm.h"
+#include "tile.h"
 #include "attention.h"
 #include "gather.h"
 #include "loss.h"
@@ -26,6 +27,10 @@ static const struct PM_CAT(pm_kernels, DT) FN(kernels) = { PM_KERNELS(PM_ENTRY, 
 #undef mask
 #undef PM_SINGLE
 #undef PANEL
+#undef AHEAD
+#undef TILE_HEIGHT
+#undef TILE_WIDTH
+#undef ROUND_UP
 #undef PAIR_RANKS
 #undef PEAK_CHAINS
 #undef real

@@ -61,12 +61,13 @@ PM_INLINE vec FN(load_part)(const real *x, ptrdiff_t n, real fill)
 PM_INLINE void FN(store_part)(real *y, ptrdiff_t n, vec v) { memcpy(y, &v, (size_t)n * sizeof(real)); }
 
 #if PM_SINGLE
-/* exp(x) = 2^k exp(r), k = round(x / ln 2), |r| <= ln(2)/2; below -104 it is 0, above 88.8 infinite; NaN stays.
- * Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. 2^k is applied in two halves, so that results near
- * the ends of the range are right. Coefficients: our own minimax fit of (exp(r) - 1 - r) / r^2, relative error 4e-9. */
+/* exp(x) = 2^k exp(r), k = round(x / ln 2), |r| <= ln(2)/2, to 1.01 units in the last place. NaN stays; below -87.7, where results
+ * would be subnormal, it is 0, and above 88.4 infinite: 2^k is then the zero or the infinity that its exponent bits spell.
+ * Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. Coefficients: our own minimax fit of
+ * (exp(r) - 1 - r) / r^2, relative error 3e-9 of the result. */
 PM_INLINE vec FN(vexp)(vec x)
 {
-    x = FN(vmax)(FN(vmin)(x, FN(splat)(89.0f)), FN(splat)(-110.0f));
+    x = FN(vmax)(FN(vmin)(x, FN(splat)(88.5f)), FN(splat)(-88.0f));
     const vec shifted = x * 1.44269504f + 12582912.0f, k = shifted - 12582912.0f;
     const vec r = (x - k * 0.693359375f) - k * -2.12194440e-4f;
     vec p = r * 1.38145401e-3f + 8.36874536e-3f;
@@ -74,8 +75,7 @@ PM_INLINE vec FN(vexp)(vec x)
     p = p * r + 1.66665204e-1f;
     p = p * r + 4.99999934e-1f;
     p = p * (r * r) + r + 1.0f;
-    const mask n = (mask)shifted - 0x4b400000, half = n >> 1;
-    return p * (vec)((half + 127) << 23) * (vec)((n - half + 127) << 23);
+    return p * (vec)(((mask)shifted - (0x4b400000 - 127)) << 23);
 }
 #else
 PM_INLINE vec FN(vexp)(vec x)
