@@ -1,8 +1,8 @@
 """Time the frozen product and the adapted layer: ``python -m benchmarks.gemm --isa avx512 --threads 1``.
 
 Candidates take turns, so that all of them meet the same machine; one of them is the multiply-add peak of the
-instruction set, which the others are given in per cent of; NumPy has as many threads. Results are compared with
-float64 before anything is timed.
+instruction set, which the others are given in per cent of; NumPy has as many threads. Results are compared
+with float64 before anything is timed.
 """
 
 from __future__ import annotations
