@@ -58,6 +58,10 @@
                      const real *weights, const real *dout, ptrdiff_t ldout, real scale, real *dbank))       \
     K(mix_bwd_weights, (ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, ptrdiff_t R, ptrdiff_t D, ptrdiff_t r,        \
                         const real *bank, const real *dout, ptrdiff_t ldout, real scale, real *dweights))    \
+    K(tensor_product_fwd, (ptrdiff_t order, ptrdiff_t r, ptrdiff_t m, ptrdiff_t d, const real *leaves,       \
+                           double eps, real *scratch, real *out))                                            \
+    K(tensor_product_bwd, (ptrdiff_t order, ptrdiff_t r, ptrdiff_t m, ptrdiff_t d, const real *leaves,       \
+                           double eps, const real *dout, real *scratch, real *dleaves))                      \
     K(gelu_fwd, (ptrdiff_t n, int tanh_form, const real *x, real *y))                                        \
     K(gelu_bwd, (ptrdiff_t n, int tanh_form, const real *x, const real *dy, real *dx))                       \
     K(add, (ptrdiff_t n, const real *a, const real *b, real *y))                                             \

@@ -106,6 +106,38 @@ def mix_backward(saved: Any, dy: Any) -> Grads:
     return {"dweights": np.einsum("grqd,srqd->gqs", dy_q, bank_q), "dbank": dbank}
 
 
+def tensor_product(leaves: Any, order: int, d: int, eps: float = 1e-5) -> Pair:
+    level, products, of_leaves = np.split(leaves, order, axis=2), [], True
+    while len(level) > 1:
+        a, b = level[::2], level[1::2]
+        v = [
+            np.concatenate([column * q for column in np.split(p, p.shape[2], axis=2)], axis=2)
+            for p, q in zip(a, b, strict=True)
+        ]
+        rstd: list[Any] = [None] * len(v)
+        if of_leaves or len(v) > 1:  # every product but the last; that of two leaves too
+            rstd = [1 / np.sqrt(p.var(axis=(1, 2), keepdims=True) + eps) for p in v]
+            v = [(p - p.mean(axis=(1, 2), keepdims=True)) * s for p, s in zip(v, rstd, strict=True)]
+        products.append((level, v, rstd))
+        level, of_leaves = v, False
+    return level[0][..., :d], (d, products)
+
+
+def tensor_product_backward(saved: Any, dy: Any) -> Grads:
+    d, products = saved
+    grads = [np.pad(dy, ((0, 0), (0, 0), (0, products[-1][1][0].shape[2] - d)))]
+    for level, v, rstds in reversed(products):
+        below = []
+        for p, q, y, rstd, g in zip(level[::2], level[1::2], v, rstds, grads, strict=True):
+            if rstd is not None:
+                mean, along = (x.mean(axis=(1, 2), keepdims=True) for x in (g, g * y))
+                g = rstd * (g - mean - y * along)
+            g = g.reshape(*p.shape, q.shape[2])
+            below += [np.einsum("jrab,jrb->jra", g, q), np.einsum("jrab,jra->jrb", g, p)]
+        grads = below
+    return {"dleaves": np.concatenate(grads, axis=2)}
+
+
 def dense(x: Any, weight: Any, bias: Any = None) -> Pair:
     return x @ weight.T + (0 if bias is None else bias), (x, weight, bias)
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polymoe.functional import leaf_size
+
 Args = dict[str, Any]
 
 
@@ -391,6 +393,46 @@ def mix_cases() -> Iterator[Case]:
         )
 
 
+def tensor_product_cases() -> Iterator[Case]:
+    sizes = [
+        (2, 0, 2, 5),
+        (2, 1, 1, 1),
+        (2, 3, 2, 7),  # cut in the middle of a row of the product
+        (2, 2, 3, 256),  # not cut
+        (2, 2, 1, 1089),
+        (4, 3, 2, 16),
+        (4, 2, 3, 17),
+        (4, 1, 5, 1200),
+        (8, 2, 2, 6),
+        (8, 1, 3, 300),
+        (2, 8, 16, 2048),
+        (4, 9, 16, 2048),
+        (8, 8, 16, 2048),
+    ]
+    for order, j, r, d in sizes:
+
+        def make(rng: np.random.Generator, order: int = order, j: int = j, r: int = r, d: int = d) -> Args:
+            leaves = rng.normal(size=(j, r, order * leaf_size(d, order))) + 0.3
+            return {"leaves": leaves, "order": order, "d": d}
+
+        yield Case(
+            "tensor_product",
+            f"order={order} J={j} r={r} d={d}",
+            make,
+            ("leaves",),
+            {"float32": 3e-6, "float64": 1e-12},
+            2.0 * j * r * d,
+            4.0 * j * r * d,
+            floor=10.0 if d == 1 else 1e-2,  # one value: its distance from the mean is rounding
+            big=d == 2048,
+        )
+
+    def tiny(rng: np.random.Generator) -> Args:  # eps, not the variance, decides the scale
+        return {"leaves": rng.normal(size=(2, 3, 10)) * 1e-2, "order": 2, "d": 20}
+
+    yield Case("tensor_product", "smaller than eps", tiny, ("leaves",), {"float32": 3e-6, "float64": 1e-12})
+
+
 def dense_cases() -> Iterator[Case]:
     sizes = [(0, 3, 2), (1, 1, 1), (3, 7, 15), (16, 17, 16), (129, 33, 40), (300, 530, 130)]
     for n, d, o in sizes:
@@ -507,6 +549,7 @@ CASES = [
         mse_cases,
         attention_cases,
         mix_cases,
+        tensor_product_cases,
         dense_cases,
         linear_cases,
     )

@@ -107,6 +107,22 @@ FRIENDLY = [
     Bad(F.task_router, (*ROUTER, f32(2, 1, 5)), ValueError, "noise: expected shape (2, 1, 4), got (2, 1, 5)"),
     Bad(F.task_router, (*ROUTER, None, 0.0), ValueError, "temperature: expected a positive number, got 0.0"),
     Bad(F.task_router, (*ROUTER, None, 1.0, "relu"), ValueError, "gate: expected 'sigmoid', got 'relu'"),
+    Bad(F.tensor_product, (f32(1, 2, 9), 3, 17), ValueError, "order: expected 2, 4 or 8, got 3"),
+    Bad(F.tensor_product, (f32(1, 2, 2), 2, 0), ValueError, "d: expected at least 1, got 0"),
+    Bad(
+        F.tensor_product,
+        (f32(1, 2, 12), 2, 17),
+        ValueError,
+        "leaves: expected 2 leaves of 5 columns for d = 17, got 12 columns in all",
+    ),
+    Bad(
+        F.tensor_product,
+        (f32(2, 10), 2, 17),
+        ValueError,
+        "leaves: expected shape (any, any, any), got (2, 10)",
+    ),
+    Bad(F.leaf_size, (0, 2), ValueError, "d: expected at least 1, got 0"),
+    Bad(F.leaf_size, (5, 0), ValueError, "order: expected at least 1, got 0"),
     Bad(F.cross_entropy, (f32(2, 3), [0, 3]), ValueError, "labels: expected 0 to 2 in row 1, got 3"),
     Bad(F.cross_entropy, (f32(2, 3), [0, -1]), ValueError, "labels: expected 0 to 2 in row 1, got -1"),
     Bad(
@@ -288,6 +304,7 @@ def test_shapes_of_dy_are_checked() -> None:
         (F.embedding, ([0, 1], f32(2, 3))),
         (F.task_router, ROUTER),
         (F.mse, (f32(2), f32(2))),
+        (F.tensor_product, (f32(1, 2, 10), 2, 17)),
     ]:
         y, saved = op(*args)
         with pytest.raises(ValueError, match="expected shape"):
@@ -314,6 +331,7 @@ GOOD: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
     (_core.attention_fwd, (*[f32(3, 4)] * 3, i64(0, 3), 2, 1.0, 0, f32(3, 4), f32(2, 3))),
     (_core.cross_entropy_fwd, (f32(2, 3), i64(0, 1), None, None, None, f32(1), f32(2), f32(2))),
     (_core.task_router_fwd, (f32(3, 1, 4), i64(0, 2), None, 1.0, f32(2, 1, 4), f32(2, 1, 4))),
+    (_core.tensor_product_bwd, (f32(1, 2, 17), f32(1, 2, 10), 2, 1e-5, f32(1, 2, 10))),
     (_core.global_norm, (f32(9), i64(0), i64(9))),
     (_core.uniform, (1, 2, 3, i64(4), f32(1, 8))),
 ]

@@ -8,6 +8,7 @@ typedef real vec __attribute__((vector_size(VBYTES), aligned(sizeof(real)), may_
 #include "lowrank.h"
 #include "mix.h"
 #include "vmath.h"
+#include "tensor.h"
 #include "activation.h"
 #include "elementwise.h"
 #include "norm.h"

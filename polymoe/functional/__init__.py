@@ -26,6 +26,7 @@ from polymoe.functional.mix import mix, mix_backward
 from polymoe.functional.norm import l2_normalize, l2_normalize_backward, layer_norm, layer_norm_backward
 from polymoe.functional.optimizer import adamw_step, global_norm
 from polymoe.functional.route import task_router, task_router_backward
+from polymoe.functional.tensor import leaf_size, tensor_product, tensor_product_backward
 
 __all__ = [
     "PackedWeight",
@@ -49,6 +50,7 @@ __all__ = [
     "l2_normalize_backward",
     "layer_norm",
     "layer_norm_backward",
+    "leaf_size",
     "linear",
     "linear_backward",
     "mean_pool",
@@ -61,4 +63,6 @@ __all__ = [
     "scale_by_backward",
     "task_router",
     "task_router_backward",
+    "tensor_product",
+    "tensor_product_backward",
 ]
