@@ -93,6 +93,18 @@
                         real *weights, real *gates))                                                         \
     K(task_router_bwd, (ptrdiff_t Q, ptrdiff_t S, const real *dweights, const real *weights,                 \
                         const real *gates, double temperature, real *dlogits))                               \
+    K(softmax_fwd, (ptrdiff_t N, ptrdiff_t S, const real *logits, real temperature, real *weights))          \
+    K(softmax_bwd, (ptrdiff_t N, ptrdiff_t S, const real *dweights, const real *weights, real temperature,   \
+                    real *dlogits))                                                                          \
+    K(topk_fwd, (ptrdiff_t N, ptrdiff_t S, ptrdiff_t k, const real *logits, real *weights, int64_t *ids))    \
+    K(topk_bwd, (ptrdiff_t N, ptrdiff_t S, ptrdiff_t k, const real *dweights, const real *weights,           \
+                 const int64_t *ids, real *dlogits))                                                         \
+    K(balance_fwd, (ptrdiff_t N, ptrdiff_t S, const real *logits, real *row, double *P))                     \
+    K(balance_bwd, (ptrdiff_t N, ptrdiff_t S, const real *logits, const real *slope, real *dlogits))         \
+    K(attend_fwd,                                                                                            \
+      (ptrdiff_t L, ptrdiff_t D, const real *x, const real *query, real scale, real *weights, real *y))      \
+    K(attend_bwd, (ptrdiff_t L, ptrdiff_t D, const real *dy, const real *x, const real *query,               \
+                   const real *weights, real scale, real *dscores, real *dx, real *dquery))                  \
     K(adamw, (ptrdiff_t n, double keep, double rate, double root, double beta1, double beta2, double eps,    \
               double grad_scale, const real *grad, real *data, real *m, real *v))                            \
     K(uniform, (ptrdiff_t first_block, ptrdiff_t n, uint64_t key0, uint64_t key1, uint64_t example,          \

@@ -208,6 +208,24 @@ def mean_pool_backward(saved: Any, dy: Any) -> Grads:
     return {"dx": np.repeat(dy / np.maximum(saved, 1)[:, None], saved, axis=0)}
 
 
+def attention_pool(x: Any, query: Any, cu_seqlens: Any, scale: Any = None) -> Pair:
+    scale = 1 / math.sqrt(x.shape[1]) if scale is None else scale
+    spans = list(pairwise(cu_seqlens))
+    w = [_softmax(scale * x[a:b] @ query) for a, b in spans]
+    y = np.array([w_b @ x[a:b] for w_b, (a, b) in zip(w, spans, strict=True)])
+    return y.reshape(len(spans), x.shape[1]), (x, query, spans, w, scale)
+
+
+def attention_pool_backward(saved: Any, dy: Any) -> Grads:
+    x, query, spans, w, scale = saved
+    dx, dquery = np.zeros_like(x), np.zeros_like(query)
+    for (a, b), w_b, dy_b in zip(spans, w, dy, strict=True):
+        dscore = scale * _softmax_backward(w_b, x[a:b] @ dy_b)
+        dx[a:b] = np.outer(w_b, dy_b) + np.outer(dscore, query)
+        dquery += dscore @ x[a:b]
+    return {"dx": dx, "dquery": dquery}
+
+
 def task_router(
     logits: Any, task_ids: Any, noise: Any = None, temperature: float = 1.0, gate: str = "sigmoid"
 ) -> Pair:
@@ -228,6 +246,49 @@ def task_router_backward(saved: Any, dy: Any) -> Grads:
     dlogits = np.zeros_like(logits)
     np.add.at(dlogits, task_ids, ds * s * (1 - s) / temperature)
     return {"dlogits": dlogits}
+
+
+def _softmax(z: Any) -> Any:
+    e = np.exp(z - z.max(axis=-1, keepdims=True, initial=-np.inf))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def _softmax_backward(w: Any, dw: Any) -> Any:
+    return w * (dw - (dw * w).sum(axis=-1, keepdims=True))
+
+
+def softmax_router(logits: Any, temperature: float = 1.0) -> Pair:
+    w = _softmax(logits / temperature)
+    return w, (w, temperature)
+
+
+def softmax_router_backward(saved: Any, dy: Any) -> Grads:
+    w, temperature = saved
+    return {"dlogits": _softmax_backward(w, dy) / temperature}
+
+
+def topk_router(logits: Any, k: int) -> Pair:
+    ids = np.argsort(-logits, axis=1, kind="stable")[:, :k]  # ties: lower index first
+    w = _softmax(np.take_along_axis(logits, ids, axis=1))
+    return w, (w, ids, logits.shape)
+
+
+def topk_router_backward(saved: Any, dy: Any) -> Grads:
+    w, ids, shape = saved
+    dlogits = np.zeros(shape)
+    np.put_along_axis(dlogits, ids, _softmax_backward(w, dy), axis=1)
+    return {"dlogits": dlogits}
+
+
+def balance_loss(logits: Any, ids: Any) -> Pair:
+    p, (n, s) = _softmax(logits), logits.shape
+    f = np.bincount(ids.ravel(), minlength=s) / max(ids.size, 1)
+    return np.asarray(s * (f * p.sum(axis=0)).sum() / max(n, 1)), (p, s * f / max(n, 1))
+
+
+def balance_loss_backward(saved: Any, dy: Any) -> Grads:
+    p, slope = saved
+    return {"dlogits": dy * _softmax_backward(p, slope)}
 
 
 def cross_entropy(

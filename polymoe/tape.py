@@ -103,8 +103,10 @@ def data_of(x: Any) -> Any:
     return x.data if isinstance(x, Node) else x
 
 
-def differentiable(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
-    """The operation ``forward -> (y, saved)`` with gradient ``backward(saved, dy) -> (d<argument>, ...)``, recorded on the tape."""
+def differentiable(forward: Callable[..., Any], backward: Callable[..., Any], beside: str | None = None) -> Callable[..., Any]:
+    """The operation ``forward -> (y, saved)`` with gradient ``backward(saved, dy) -> (d<argument>, ...)``, recorded on the tape.
+
+    ``beside`` names a field of ``saved``, an array without gradient, that is returned beside ``y``."""
     signature = inspect.signature(forward)
     selective = "needs" in inspect.signature(backward).parameters
 
@@ -113,14 +115,15 @@ def differentiable(forward: Callable[..., Any], backward: Callable[..., Any]) ->
         bound = signature.bind(*args, **kwargs).arguments
         nodes = {name: value for name, value in bound.items() if isinstance(value, Node) and getattr(value, "trainable", True)}
         y, saved = forward(**{name: data_of(value) for name, value in bound.items()})
-        if tape is None or not nodes:
-            return y
-        output = Node(y)
-        tape.records.append(_Record(output, saved, backward, nodes, selective))
-        return output
+        output = y
+        if tape is not None and nodes:
+            output = Node(y)
+            tape.records.append(_Record(output, saved, backward, nodes, selective))
+        return output if beside is None else (output, getattr(saved, beside))
 
     op.__name__ = op.__qualname__ = forward.__name__
-    op.__doc__ = f"{forward.__doc__}\n\n    Differentiable form of :func:`polymoe.functional.{forward.__name__}`: returns y alone."
+    returns = "y alone" if beside is None else f"y and saved.{beside}"
+    op.__doc__ = f"{forward.__doc__}\n\n    Differentiable form of :func:`polymoe.functional.{forward.__name__}`: returns {returns}."
     return op
 
 
@@ -129,6 +132,9 @@ dense = differentiable(F.dense, F.dense_backward)
 mix = differentiable(F.mix, F.mix_backward)
 task_router = differentiable(F.task_router, F.task_router_backward)
 tensor_product = differentiable(F.tensor_product, F.tensor_product_backward)
+softmax_router = differentiable(F.softmax_router, F.softmax_router_backward)
+topk_router = differentiable(F.topk_router, F.topk_router_backward, beside="ids")
+balance_loss = differentiable(F.balance_loss, F.balance_loss_backward)
 layer_norm = differentiable(F.layer_norm, F.layer_norm_backward)
 gelu = differentiable(F.gelu, F.gelu_backward)
 add = differentiable(F.add, F.add_backward)
@@ -137,6 +143,7 @@ l2_normalize = differentiable(F.l2_normalize, F.l2_normalize_backward)
 attention = differentiable(F.attention, F.attention_backward)
 embedding = differentiable(F.embedding, F.embedding_backward)
 mean_pool = differentiable(F.mean_pool, F.mean_pool_backward)
+attention_pool = differentiable(F.attention_pool, F.attention_pool_backward)
 dropout = differentiable(F.dropout, F.dropout_backward)
 cross_entropy = differentiable(F.cross_entropy, F.cross_entropy_backward)
 mse = differentiable(F.mse, F.mse_backward)

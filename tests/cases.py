@@ -256,6 +256,95 @@ def task_router_cases() -> Iterator[Case]:
         )
 
 
+def attention_pool_cases() -> Iterator[Case]:
+    for name, lengths, d in [
+        ("no examples", [], 3),
+        ("empty ones", [0, 1, 0, 5, 0], 7),
+        ("D=1", [1, 2, 129], 1),
+        ("mixed", [128, 1, 30, 17], 33),
+        ("many", [100] * 16, 384),
+    ]:
+
+        def make(rng: np.random.Generator, lengths: list[int] = lengths, d: int = d) -> Args:
+            x, query = rng.normal(size=(sum(lengths), d)), rng.normal(size=d)
+            args = {"x": x, "query": query, "cu_seqlens": lengths_to_cu_seqlens(lengths)}
+            return {**args, "scale": 0.7} if d == 7 else args
+
+        n = sum(lengths)
+        yield Case(
+            "attention_pool",
+            name,
+            make,
+            ("x", "query"),
+            {"float32": 3e-6, "float64": 1e-13},
+            4.0 * n * d,
+            4.0 * n * d,
+            floor=0.1,
+            big=name == "many",
+        )
+
+
+TOKENS = [(0, 3), (1, 1), (5, 2), (17, 16), (129, 17), (300, 5), (5000, 8)]  # N, S
+
+
+def softmax_router_cases() -> Iterator[Case]:
+    for n, s in TOKENS:
+
+        def make(rng: np.random.Generator, n: int = n, s: int = s) -> Args:
+            return {"logits": rng.normal(size=(n, s)), "temperature": 0.7}
+
+        yield Case(
+            "softmax_router",
+            f"N={n} S={s}",
+            make,
+            ("logits",),
+            {"float32": 1e-6, "float64": 1e-14},
+            20.0 * n * s,
+            8.0 * n * s,
+            floor=0.1,
+            big=n == 5000,
+        )
+
+
+def topk_router_cases() -> Iterator[Case]:
+    for n, s in TOKENS:
+        for k in sorted({1, min(2, s), s}):
+
+            def make(rng: np.random.Generator, n: int = n, s: int = s, k: int = k) -> Args:
+                return {"logits": rng.normal(size=(n, s)), "k": k}
+
+            yield Case(
+                "topk_router",
+                f"N={n} S={s} k={k}",
+                make,
+                ("logits",),
+                {"float32": 1e-6, "float64": 1e-14},
+                8.0 * n * s * k,
+                4.0 * n * (s + 3 * k),
+                floor=0.1,
+                big=n == 5000,
+            )
+
+
+def balance_loss_cases() -> Iterator[Case]:
+    for n, s in TOKENS:
+
+        def make(rng: np.random.Generator, n: int = n, s: int = s) -> Args:
+            return {"logits": rng.normal(size=(n, s)), "ids": rng.integers(0, s, size=(n, min(2, s)))}
+
+        yield Case(
+            "balance_loss",
+            f"N={n} S={s}",
+            make,
+            ("logits",),
+            {"float32": 1e-6, "float64": 1e-14},
+            20.0 * n * s,
+            4.0 * n * s,
+            floor=1.0 / max(n, 1),  # the size of a slope: dlogits is a difference of them
+            big=n == 5000,
+        )
+
+
 def cross_entropy_cases() -> Iterator[Case]:
     for b, c in [(0, 3), (1, 1), (5, 2), (17, 16), (16, 33), (33, 129), (700, 300)]:
         for ranged in (False, True):
@@ -544,7 +633,11 @@ CASES = [
         l2_normalize_cases,
         embedding_cases,
         mean_pool_cases,
+        attention_pool_cases,
         task_router_cases,
+        softmax_router_cases,
+        topk_router_cases,
+        balance_loss_cases,
         cross_entropy_cases,
         mse_cases,
         attention_cases,

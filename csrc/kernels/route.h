@@ -37,3 +37,96 @@ static void FN(task_router_bwd)(ptrdiff_t Q, ptrdiff_t S, const real *restrict d
         }
     }
 }
+
+/* Routers of tokens: softmax over the skills, and over the k largest logits alone. A tie goes to the lower index; a NaN is smallest.
+ *   softmax  w[n,s] = exp(z[n,s] / temperature) / sum_i exp(z[n,i] / temperature)    dz[n,s] = w (dw - sum_i dw w) / temperature
+ *   topk     the same (temperature 1) over the kept skills ids[n,:], largest first; the other dz are 0
+ *   balance  P[s] = sum_n p[n,s], p the softmax of all logits    dz[n,s] = p (slope[s] - sum_i slope p)   slope = dloss/dp
+ * logits [N,S]   weights ids [N,k] (softmax: [N,S]) */
+PM_INLINE void FN(softmax_row)(ptrdiff_t S, const real *z, real temperature, real *w)
+{
+    real top = z[0];
+    for (ptrdiff_t s = 1; s < S; s++) top = z[s] > top ? z[s] : top;
+    vec acc = { 0 };
+    for (ptrdiff_t s = 0; s < S; s += LANES) {
+        const ptrdiff_t part = S - s < LANES ? S - s : LANES;
+        const vec e = FN(vexp)((FN(load_part)(z + s, part, -INFINITY) - top) / temperature);
+        FN(store_part)(w + s, part, e);
+        acc += e;
+    }
+    const real sum = FN(vsum)(acc);
+    for (ptrdiff_t s = 0; s < S; s++) w[s] /= sum;
+}
+
+static void FN(softmax_fwd)(ptrdiff_t N, ptrdiff_t S, const real *restrict logits, real temperature,
+                            real *restrict weights)
+{
+    for (ptrdiff_t n = 0; n < N; n++) FN(softmax_row)(S, logits + n * S, temperature, weights + n * S);
+}
+
+static void FN(softmax_bwd)(ptrdiff_t N, ptrdiff_t S, const real *restrict dweights,
+                            const real *restrict weights, real temperature, real *restrict dlogits)
+{
+    for (ptrdiff_t n = 0; n < N; n++, dweights += S, weights += S, dlogits += S) {
+        real along = 0;
+        for (ptrdiff_t s = 0; s < S; s++) along += dweights[s] * weights[s];
+        for (ptrdiff_t s = 0; s < S; s++) dlogits[s] = weights[s] * (dweights[s] - along) / temperature;
+    }
+}
+
+/* Whether the logit z of skill s comes before another one. */
+PM_INLINE int FN(ranks_before)(real z, ptrdiff_t s, real other, ptrdiff_t s_other)
+{
+    if (z > other || (z == z && other != other)) return 1;
+    return s < s_other && (z == other || (z != z && other != other));
+}
+
+static void FN(topk_fwd)(ptrdiff_t N, ptrdiff_t S, ptrdiff_t k, const real *restrict logits,
+                         real *restrict weights, int64_t *restrict ids)
+{
+    for (ptrdiff_t n = 0; n < N; n++, logits += S, weights += k, ids += k) {
+        for (ptrdiff_t i = 0; i < k; i++) {
+            ptrdiff_t best = -1;
+            for (ptrdiff_t s = 0; s < S; s++) {
+                const int left = i == 0 || FN(ranks_before)(logits[ids[i - 1]], ids[i - 1], logits[s], s);
+                if (left && (best < 0 || FN(ranks_before)(logits[s], s, logits[best], best))) best = s;
+            }
+            ids[i] = best;
+            weights[i] = logits[best];
+        }
+        FN(softmax_row)(k, weights, 1, weights);
+    }
+}
+
+static void FN(topk_bwd)(ptrdiff_t N, ptrdiff_t S, ptrdiff_t k, const real *restrict dweights,
+                         const real *restrict weights, const int64_t *restrict ids, real *restrict dlogits)
+{
+    memset(dlogits, 0, sizeof(real) * N * S);
+    for (ptrdiff_t n = 0; n < N; n++, dweights += k, weights += k, ids += k, dlogits += S) {
+        real along = 0;
+        for (ptrdiff_t i = 0; i < k; i++) along += dweights[i] * weights[i];
+        for (ptrdiff_t i = 0; i < k; i++) dlogits[ids[i]] += weights[i] * (dweights[i] - along);
+    }
+}
+
+/* row [S] is scratch */
+static void FN(balance_fwd)(ptrdiff_t N, ptrdiff_t S, const real *restrict logits, real *restrict row,
+                            double *restrict P)
+{
+    for (ptrdiff_t s = 0; s < S; s++) P[s] = 0;
+    for (ptrdiff_t n = 0; n < N; n++) {
+        FN(softmax_row)(S, logits + n * S, 1, row);
+        for (ptrdiff_t s = 0; s < S; s++) P[s] += (double)row[s];
+    }
+}
+
+static void FN(balance_bwd)(ptrdiff_t N, ptrdiff_t S, const real *restrict logits, const real *restrict slope,
+                            real *restrict dlogits)
+{
+    for (ptrdiff_t n = 0; n < N; n++, logits += S, dlogits += S) {
+        real along = 0;
+        FN(softmax_row)(S, logits, 1, dlogits);
+        for (ptrdiff_t s = 0; s < S; s++) along += slope[s] * dlogits[s];
+        for (ptrdiff_t s = 0; s < S; s++) dlogits[s] *= slope[s] - along;
+    }
+}

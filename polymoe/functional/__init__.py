@@ -25,7 +25,17 @@ from polymoe.functional.loss import cross_entropy, cross_entropy_backward, mse, 
 from polymoe.functional.mix import mix, mix_backward
 from polymoe.functional.norm import l2_normalize, l2_normalize_backward, layer_norm, layer_norm_backward
 from polymoe.functional.optimizer import adamw_step, global_norm
-from polymoe.functional.route import task_router, task_router_backward
+from polymoe.functional.pool import attention_pool, attention_pool_backward
+from polymoe.functional.route import (
+    balance_loss,
+    balance_loss_backward,
+    softmax_router,
+    softmax_router_backward,
+    task_router,
+    task_router_backward,
+    topk_router,
+    topk_router_backward,
+)
 from polymoe.functional.tensor import leaf_size, tensor_product, tensor_product_backward
 
 __all__ = [
@@ -35,6 +45,10 @@ __all__ = [
     "add_backward",
     "attention",
     "attention_backward",
+    "attention_pool",
+    "attention_pool_backward",
+    "balance_loss",
+    "balance_loss_backward",
     "cross_entropy",
     "cross_entropy_backward",
     "dense",
@@ -61,8 +75,12 @@ __all__ = [
     "mse_backward",
     "scale_by",
     "scale_by_backward",
+    "softmax_router",
+    "softmax_router_backward",
     "task_router",
     "task_router_backward",
     "tensor_product",
     "tensor_product_backward",
+    "topk_router",
+    "topk_router_backward",
 ]
