@@ -1,4 +1,4 @@
-"""What travels with the data: a packed batch, the names of the tasks, and the routing that adapters decide on."""
+"""What travels with the data: a packed batch, the names of the tasks, the routing that adapters decide on."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from polymoe.tape import Node
 class Batch:
     """B examples packed end to end, N tokens in all; no padding.
 
-    ``cu_seqlens`` [B+1] int64: example b owns tokens ``cu_seqlens[b]:cu_seqlens[b+1]``. ``token_ids`` [N] int64, absent where a
-    layer gets activations instead. ``task_ids`` [B] int64, needed by routers that go by task. ``example_ids`` [B] int64: position
-    in the data set, which keys the randomness (the order in the batch when absent). ``targets``: whatever the objective compares
-    with. ``seed`` and ``step`` (micro-step) key the randomness of a training step. ``adapters``: which adapter each module uses
-    (None: the base alone); they travel with the batch, so that a base is never changed, two adapted models can share one, and a
-    recomputed forward meets the same adapters.
+    ``cu_seqlens`` [B+1] int64: example b owns tokens ``cu_seqlens[b]:cu_seqlens[b+1]``. ``token_ids`` [N]
+    int64, absent where a layer gets activations instead. ``task_ids`` [B] int64, needed by routers that go by
+    task. ``example_ids`` [B] int64: position in the data set, which keys the randomness (the order in the
+    batch when absent). ``targets``: whatever the objective compares with. ``seed`` and ``step`` (micro-step)
+    key the randomness of a training step. ``adapters``: which adapter each module uses (None: the base
+    alone); they travel with the batch, so that a base is never changed, two adapted models can share one, and
+    a recomputed forward meets the same adapters.
     """
 
     cu_seqlens: np.ndarray
@@ -50,7 +51,7 @@ class Batch:
 
     @cached_property
     def task_groups(self) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct tasks [G] of the batch in rising order, and which of them each example belongs to [B]."""
+        """The distinct tasks [G] of the batch in rising order, and which of them each example has [B]."""
         if self.task_ids is None:
             raise ValueError("task_ids: expected one per example, got None")
         tasks, adapter_ids = np.unique(self.task_ids, return_inverse=True)
@@ -81,16 +82,20 @@ class TaskRegistry:
         return np.array([self.id(name) for name in names], dtype=np.int64)
 
     def check(self, task_ids: Any, n_examples: int) -> np.ndarray:
-        """``task_ids`` as [B] int64: a name or an id for all examples, or one per example. Never a silent default.
+        """``task_ids`` as [B] int64: a name or an id for all examples, or one each. Never a silent default.
 
-        Raises ValueError without ids or with a wrong number of them, KeyError for an unknown name, IndexError for an id out of
-        range (negative ones included), TypeError for anything that is no integer.
+        Raises ValueError without ids or with a wrong number of them, KeyError for an unknown name, IndexError
+        for an id out of range (negative ones included), TypeError for anything that is no integer.
         """
         if task_ids is None:
             raise ValueError(f"task_ids: expected one of {list(self.names)} per example, got None")
         if isinstance(task_ids, str):
             task_ids = self.id(task_ids)
-        elif not isinstance(task_ids, np.ndarray) and np.ndim(task_ids) and any(isinstance(t, str) for t in task_ids):
+        elif (
+            not isinstance(task_ids, np.ndarray)
+            and np.ndim(task_ids)
+            and any(isinstance(t, str) for t in task_ids)
+        ):
             task_ids = self.ids(task_ids)
         ids = np.asarray(task_ids)
         if ids.dtype.kind not in "iu":
@@ -125,9 +130,10 @@ class TaskRegistry:
 class Routing:
     """Who is used, and how much: the one thing that routers give to mixing, reports, caches and exports.
 
-    ``axis`` says what a row is: a group of examples (``adapter_ids`` [B] says which group an example belongs to), an example,
-    or a token. ``weights``: [rows, Q, S] dense, or [rows, K] beside the ``ids`` [rows, K] of the experts that are used; None
-    with axis "group" means that group g is expert g itself. ``aux`` is the router's auxiliary loss.
+    ``axis`` says what a row is: a group of examples (``adapter_ids`` [B] says which group an example belongs
+    to), an example, or a token. ``weights``: [rows, Q, S] dense, or [rows, K] beside the ``ids`` [rows, K] of
+    the experts that are used; None with axis "group" means that group g is expert g itself. ``aux`` is the
+    router's auxiliary loss.
     """
 
     axis: Literal["group", "example", "token"]

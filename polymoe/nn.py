@@ -1,7 +1,7 @@
-"""The module tree: named modules with Hugging Face's dotted names, parameters, and the flat buffer that holds them.
+"""The module tree: modules with Hugging Face's dotted names, parameters, and the flat buffer that holds them.
 
-Modules are written forward only, with the operations of :mod:`polymoe.tape`. A frozen weight is a plain array or a
-:class:`~polymoe.functional.PackedWeight`; only a :class:`Parameter` is trained.
+Modules are written forward only, with the operations of :mod:`polymoe.tape`. A frozen weight is a plain array
+or a :class:`~polymoe.functional.PackedWeight`; only a :class:`Parameter` is trained.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from polymoe.tape import Node
 class Parameter(Node):
     """A trainable array. ``group`` ("router", "skills", "heads", "objective") selects its learning rate.
 
-    ``data`` and ``grad`` become views of the flat buffers once :class:`FlatParameters` has collected it; gradients are
-    added in place until :meth:`FlatParameters.zero_grad`.
+    ``data`` and ``grad`` become views of the flat buffers once :class:`FlatParameters` has collected it;
+    gradients are added in place until :meth:`FlatParameters.zero_grad`.
     """
 
     __slots__ = ("group", "trainable")
@@ -90,16 +90,18 @@ class Module:
         return ""
 
     def __repr__(self) -> str:
-        children = [f"  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.named_children()]
+        children = [
+            f"  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.named_children()
+        ]
         head = f"{type(self).__name__}({self.extra_repr()}"
         return head + ("\n" + "\n".join(children) + "\n)" if children else ")")
 
 
 class Linear(Module):
-    """y = x W^T + b with W frozen, plus the term of the adapter that the batch brings for this module, if any.
+    """y = x W^T + b with W frozen, plus the term of the adapter, if the batch brings one for this module.
 
-    ``weight`` [O, D] (an array, packed here, or a PackedWeight), ``bias`` [O] or None. An adapter is called with
-    ``(x, weight, bias, batch)`` and returns y.
+    ``weight`` [O, D] (an array, packed here, or a PackedWeight), ``bias`` [O] or None. An adapter is called
+    with ``(x, weight, bias, batch)`` and returns y.
     """
 
     def __init__(self, weight: np.ndarray | PackedWeight, bias: np.ndarray | None = None) -> None:
@@ -125,7 +127,9 @@ class Linear(Module):
 
     def extra_repr(self) -> str:
         """Sizes."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
 
 
 class LayerNorm(Module):
@@ -175,10 +179,10 @@ ALIGN = 16  # floats: every parameter starts on a cache line
 
 
 class FlatParameters:
-    """All parameters in one 64-byte aligned float32 buffer, ordered by group, then name; gradients in a second one alike.
+    """All parameters in one aligned float32 buffer, by group, then name; gradients in a second one alike.
 
-    The parameters' ``data`` and ``grad`` become views of the buffers. ``segments`` says where each one is: the optimiser, the
-    norm and checkpoints go by them. Gaps between segments are zero and stay so.
+    The parameters' ``data`` and ``grad`` become views of the buffers. ``segments`` says where each one is:
+    the optimiser, the norm and checkpoints go by them. Gaps between segments are zero and stay so.
     """
 
     def __init__(self, parameters: Sequence[tuple[str, Parameter]]) -> None:

@@ -1,10 +1,12 @@
 """Reverse-mode recording of the pairs in :mod:`polymoe.functional`.
 
-Every function here has the name and the arguments of the functional one and returns only its ``y``. Under a tape, an operation
-that has a :class:`Node` among its arguments returns a ``Node``; arguments that need no gradient stay plain arrays all the way, so
-whatever lies below the lowest trainable parameter is never differentiated.
+Every function here has the name and the arguments of the functional one and returns only its ``y``. Under a
+tape, an operation that has a :class:`Node` among its arguments returns a ``Node``; arguments that need no
+gradient stay plain arrays all the way, so whatever lies below the lowest trainable parameter is never
+differentiated.
 
-A ``Node`` has no operators and refuses to become an array: a forgotten operation is a TypeError, never a silently cut gradient.
+A ``Node`` has no operators and refuses to become an array: a forgotten operation is a TypeError, never a
+silently cut gradient.
 
     with Tape() as tape:
         loss = tape_function(...)
@@ -40,11 +42,14 @@ class Node:
         return self.data.shape
 
     def accumulate(self, grad: np.ndarray) -> None:
-        """Add a gradient. The first one is kept as it is, so backward functions never return an array that they keep."""
+        """Add a gradient. The first is kept as it is: a backward never returns an array that it keeps."""
         self.grad = grad if self.grad is None else self.grad + grad
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
-        raise TypeError(f"{type(self).__name__}: expected a function of polymoe.tape, got a NumPy operation (its gradient would be lost)")
+        raise TypeError(
+            f"{type(self).__name__}: expected a function of polymoe.tape, got a NumPy operation "
+            "(its gradient would be lost)"
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.data.shape}, dtype={self.data.dtype})"
@@ -59,7 +64,7 @@ class _Record(NamedTuple):
 
 
 class Tape:
-    """Records operations while it is entered; :meth:`backward` replays them in reverse and frees what it has used."""
+    """Records operations while entered; :meth:`backward` replays them in reverse and frees what it used."""
 
     def __init__(self) -> None:
         self.records: list[_Record] = []
@@ -79,7 +84,9 @@ class Tape:
         if not isinstance(output, Node):
             raise ValueError("output: expected a value that depends on a trainable parameter, got a constant")
         if dy is None and output.data.size != 1:
-            raise ValueError(f"dy: expected an array of shape {output.shape}, got None (only a scalar has a default)")
+            raise ValueError(
+                f"dy: expected an array of shape {output.shape}, got None (only a scalar has a default)"
+            )
         output.grad = np.ones_like(output.data) if dy is None else np.asarray(dy, dtype=output.data.dtype)
         if output.grad.shape != output.data.shape:
             raise ValueError(f"dy: expected shape {output.shape}, got {output.grad.shape}")
@@ -103,8 +110,10 @@ def data_of(x: Any) -> Any:
     return x.data if isinstance(x, Node) else x
 
 
-def differentiable(forward: Callable[..., Any], backward: Callable[..., Any], beside: str | None = None) -> Callable[..., Any]:
-    """The operation ``forward -> (y, saved)`` with gradient ``backward(saved, dy) -> (d<argument>, ...)``, recorded on the tape.
+def differentiable(
+    forward: Callable[..., Any], backward: Callable[..., Any], beside: str | None = None
+) -> Callable[..., Any]:
+    """The operation ``forward -> (y, saved)``, recorded; its ``backward(saved, dy)`` gives ``d<argument>, ...``.
 
     ``beside`` names a field of ``saved``, an array without gradient, that is returned beside ``y``."""
     signature = inspect.signature(forward)
@@ -113,7 +122,11 @@ def differentiable(forward: Callable[..., Any], backward: Callable[..., Any], be
     def op(*args: Any, **kwargs: Any) -> Any:
         tape = _current.get()
         bound = signature.bind(*args, **kwargs).arguments
-        nodes = {name: value for name, value in bound.items() if isinstance(value, Node) and getattr(value, "trainable", True)}
+        nodes = {
+            name: value
+            for name, value in bound.items()
+            if isinstance(value, Node) and getattr(value, "trainable", True)
+        }
         y, saved = forward(**{name: data_of(value) for name, value in bound.items()})
         output = y
         if tape is not None and nodes:
@@ -123,7 +136,10 @@ def differentiable(forward: Callable[..., Any], backward: Callable[..., Any], be
 
     op.__name__ = op.__qualname__ = forward.__name__
     returns = "y alone" if beside is None else f"y and saved.{beside}"
-    op.__doc__ = f"{forward.__doc__}\n\n    Differentiable form of :func:`polymoe.functional.{forward.__name__}`: returns {returns}."
+    op.__doc__ = (
+        f"{forward.__doc__}\n\n    Differentiable form of "
+        f":func:`polymoe.functional.{forward.__name__}`: returns {returns}."
+    )
     return op
 
 
@@ -150,9 +166,10 @@ mse = differentiable(F.mse, F.mse_backward)
 
 
 def checkpoint(fn: Callable[..., Any], *args: Any) -> Any:
-    """``fn(*args)`` without keeping what its backward needs: it is run again during backward (less memory, more time).
+    """``fn(*args)`` without keeping what its backward needs: it is run again then (less memory, more time).
 
-    ``fn`` must give the same result when it runs again; the randomness of polymoe is keyed by step and example, so it does.
+    ``fn`` must give the same result when it runs again; the randomness of polymoe is keyed by step and
+    example, so it does.
     """
     tape = _current.get()
     if tape is None:
