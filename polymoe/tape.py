@@ -113,7 +113,7 @@ def data_of(x: Any) -> Any:
 def differentiable(
     forward: Callable[..., Any], backward: Callable[..., Any], beside: str | None = None
 ) -> Callable[..., Any]:
-    """The operation ``forward -> (y, saved)``, recorded; its ``backward(saved, dy)`` gives ``d<argument>, ...``.
+    """``forward -> (y, saved)`` as a recorded operation; ``backward(saved, dy)`` gives ``d<argument>, ...``.
 
     ``beside`` names a field of ``saved``, an array without gradient, that is returned beside ``y``."""
     signature = inspect.signature(forward)

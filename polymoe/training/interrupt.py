@@ -16,7 +16,9 @@ class TrainingInterrupted(KeyboardInterrupt):
     """Training was stopped by the user; ``checkpoint`` is the folder from which it goes on."""
 
     def __init__(self, checkpoint: Path, step: int) -> None:
-        super().__init__(f"stopped after step {step}, saved {checkpoint}; train(resume=True) goes on from there")
+        super().__init__(
+            f"stopped after step {step}, saved {checkpoint}; train(resume=True) goes on from there"
+        )
         self.checkpoint = checkpoint
 
 

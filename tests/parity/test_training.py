@@ -1,4 +1,4 @@
-"""Twenty steps of training on the real MiniLM against torch + PEFT: same start, same batches, no noise, AdamW."""
+"""Twenty steps on the real MiniLM against torch + PEFT: same start, same batches, no noise, AdamW."""
 
 import json
 
@@ -120,7 +120,6 @@ def test_training_agrees_with_peft_for_20_steps(method, n_splits, target_modules
         expected[-4:].mean() < expected[:4].mean() - 0.1
     )  # it does learn: 20 equal numbers would prove little
     difference = np.abs(got - expected) / expected
-    print(
-        f"{method}: largest relative difference {difference.max():.1e}, losses {expected[0]:.4f} -> {expected[-1]:.4f}"
-    )
+    losses = f"losses {expected[0]:.4f} -> {expected[-1]:.4f}"
+    print(f"{method}: largest relative difference {difference.max():.1e}, {losses}")
     np.testing.assert_array_less(difference, 1e-5)
