@@ -183,15 +183,26 @@ def set_num_threads(n: int, /) -> None: ...
 def softmax_router_bwd(dweights: _Array, weights: _Array, temperature: float, dlogits: _Array, /) -> None: ...
 def softmax_router_fwd(logits: _Array, temperature: float, weights: _Array, /) -> None: ...
 def task_router_bwd(
-    dweights: _Array, task_ids: _Array, weights: _Array, gates: _Array, temperature: float, dlogits: _Array, /
+    dweights: _Array,
+    task_ids: _Array,
+    weights: _Array,
+    slopes: _Array,
+    gate: int,
+    average: int,
+    dlogits: _Array,
+    /,
 ) -> None: ...
 def task_router_fwd(
     logits: _Array,
     task_ids: _Array,
     noise: _Array | None,
+    mask: _Array | None,
     temperature: float,
+    gate: int,
+    average: int,
     weights: _Array,
     gates: _Array,
+    slopes: _Array,
     /,
 ) -> None: ...
 def tensor_product_bwd(dout: _Array, leaves: _Array, order: int, eps: float, dleaves: _Array, /) -> None: ...

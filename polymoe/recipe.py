@@ -40,6 +40,12 @@ class AdapterOptions:
     """Of the noise of the gates."""
     noise: Literal["per_example", "per_task", "off"] | None = None
     """How often the gates' noise is drawn in training."""
+    gate: Literal["sigmoid", "straight_through", "softmax", "l2"] | None = None
+    """What makes gates of a task's logits."""
+    gate_dropout: float | None = None
+    """Probability that a gate is 0 in training."""
+    average_correction: bool | None = None
+    """Multiply gates by sqrt(n_splits / n_skills) instead of dividing by their sum."""
     init: Literal["peft", "mttl"] | None = None
     """Whose initial values the skills get."""
 

@@ -227,24 +227,43 @@ def attention_pool_backward(saved: Any, dy: Any) -> Grads:
 
 
 def task_router(
-    logits: Any, task_ids: Any, noise: Any = None, temperature: float = 1.0, gate: str = "sigmoid"
+    logits: Any,
+    task_ids: Any,
+    noise: Any = None,
+    temperature: float = 1.0,
+    gate: str = "sigmoid",
+    mask: Any = None,
+    average_correction: bool = False,
 ) -> Pair:
-    assert gate == "sigmoid"
-    z = (
-        logits[task_ids]
-        if noise is None
-        else (logits[task_ids] + np.log(noise) - np.log1p(-noise)) / temperature
-    )
-    s = 1 / (1 + np.exp(-z))
-    w = s / (s.sum(axis=2, keepdims=True) + 1e-12)
-    return w, (logits, task_ids, s, w, 1.0 if noise is None else temperature)
+    z = logits[task_ids]
+    if gate == "l2":
+        gates, slopes = z, np.ones_like(z)
+    elif gate == "softmax":
+        gates = np.exp((z - z.max(axis=2, keepdims=True)) / temperature)
+        slopes = gates / temperature
+    else:
+        z, t = (
+            (z, 1.0) if noise is None else ((z + np.log(noise) - np.log1p(-noise)) / temperature, temperature)
+        )
+        s = 1 / (1 + np.exp(-z))
+        gates, slopes = (s > 0.5).astype(s.dtype) if gate == "straight_through" else s, s * (1 - s) / t
+    gates, slopes = (gates, slopes) if mask is None else (gates * mask, slopes * mask)
+    total = gates.sum(axis=2, keepdims=True) + 1e-12
+    if gate == "l2":
+        total = np.maximum(np.sqrt((gates * gates).sum(axis=2, keepdims=True)), 1e-12)
+    if average_correction:
+        total = np.sqrt(np.full_like(total, logits.shape[2] / logits.shape[1]))
+    w = gates / total
+    # sum_i dw[i] w[i] is taken off along this direction; no gate open: the gradient of the gates themselves
+    direction = w if gate == "l2" else np.zeros_like(w) if average_correction else np.ones_like(w)
+    slopes = slopes / np.where(gates.any(axis=2, keepdims=True), total, 1)
+    return w, (logits, task_ids, w, slopes, direction)
 
 
 def task_router_backward(saved: Any, dy: Any) -> Grads:
-    logits, task_ids, s, w, temperature = saved
-    ds = (dy - (dy * w).sum(axis=2, keepdims=True)) / (s.sum(axis=2, keepdims=True) + 1e-12)
+    logits, task_ids, w, slopes, direction = saved
     dlogits = np.zeros_like(logits)
-    np.add.at(dlogits, task_ids, ds * s * (1 - s) / temperature)
+    np.add.at(dlogits, task_ids, slopes * (dy - direction * (dy * w).sum(axis=2, keepdims=True)))
     return {"dlogits": dlogits}
 
 

@@ -32,6 +32,7 @@ class Case(NamedTuple):
     bytes: float = 0.0  # of the forward, in float32
     floor: float = 1e-2
     big: bool = False  # large enough for several threads: also the one that benchmarks time
+    steps: bool = False  # y is piecewise constant: its gradient is a straight-through one, not the derivative
 
     def __str__(self) -> str:
         return f"{self.op}[{self.size}]"
@@ -253,6 +254,43 @@ def task_router_cases() -> Iterator[Case]:
             16.0 * g * q * s,
             floor=0.1,
             big=g == 32,
+        )
+
+    gates: list[tuple[str, Args]] = [
+        ("sigmoid", {"mask": 0.25}),
+        ("sigmoid", {"average_correction": True, "mask": 0.25}),
+        ("straight_through", {}),
+        ("straight_through", {"noise": True, "temperature": 0.5, "mask": 0.25}),
+        ("straight_through", {"average_correction": True}),
+        ("softmax", {"temperature": 0.3}),
+        ("softmax", {"mask": 0.25}),
+        ("l2", {}),
+        ("l2", {"mask": 0.25}),
+    ]
+    for gate, options in gates:
+
+        def make_gate(rng: np.random.Generator, gate: str = gate, options: Args = options) -> Args:
+            g, q, s = 9, 2, 6
+            args = {
+                "logits": rng.normal(size=(5, q, s)),
+                "task_ids": rng.integers(0, 5, size=g),
+                "gate": gate,
+            }
+            args |= options
+            if "noise" in options:
+                args["noise"] = rng.uniform(0.01, 0.99, size=(g, q, s))
+            if "mask" in options:
+                args["mask"] = (rng.random((g, q, s)) >= options["mask"]) / (1 - options["mask"])
+            return args
+
+        yield Case(
+            "task_router",
+            " ".join([gate, *options]),
+            make_gate,
+            ("logits",),
+            {"float32": 1e-6, "float64": 1e-14},
+            floor=0.1,
+            steps=gate == "straight_through",
         )
 
 

@@ -101,6 +101,40 @@ def test_backward_is_the_derivative_of_forward(method, noise, dropout):
         np.testing.assert_allclose((grad * direction).sum(), (up - down) / (2 * eps), rtol=1e-7, err_msg=name)
 
 
+@pytest.mark.parametrize("noise", ["per_example", "per_task", "off"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"gate_dropout": 0.3},
+        {"average_correction": True, "gate_dropout": 0.3},
+        {"gate": "softmax", "noise": "off", "temperature": 0.5},
+        {"gate": "l2", "noise": "off", "gate_dropout": 0.3},
+    ],
+    ids=str,
+)
+def test_backward_is_the_derivative_with_other_gates(fields, noise):
+    layer, x = make("mhr", n_splits=2, **({"noise": noise} | fields)).train(), inputs(4, 3, 12)
+    ids, dy, logits = [0, 2, 0, 1], inputs(4, 3, 8, seed=5), layer.adapter.router.logits
+    start, direction, eps = inputs(*logits.shape, seed=8), inputs(*logits.shape, seed=11), 1e-6
+    logits.data[...] = start
+    layer.backward(layer.forward(x, ids, step=9)[1], dy)
+    losses = []
+    for h in (eps, -eps):
+        logits.data[...] = start + h * direction
+        losses.append(float((layer.forward(x, ids, step=9)[0] * dy).sum()))
+    np.testing.assert_allclose(
+        (logits.grad * direction).sum(), (losses[0] - losses[1]) / (2 * eps), rtol=1e-6
+    )
+
+
+def test_gate_dropout_drops_that_share_in_training_alone():
+    layer = make("poly", n_skills=500, tasks=1, gate_dropout=0.3, noise="off")
+    batch = Batch(np.array([0, 1]), task_ids=np.array([0]), step=4)
+    assert (layer.adapter.router(batch, None).weights != 0).all()
+    dropped = (layer.train().adapter.router(batch, None).weights == 0).mean()
+    assert 0.25 < dropped < 0.35
+
+
 def test_one_skill_is_lora_and_its_router_gets_no_gradient():
     poly, lora = make("poly", n_skills=1), make("lora", lora_alpha=1)
     x, dy = inputs(3, 2, 12), inputs(3, 2, 8, seed=2)

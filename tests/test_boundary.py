@@ -106,7 +106,30 @@ FRIENDLY = [
     ),
     Bad(F.task_router, (*ROUTER, f32(2, 1, 5)), ValueError, "noise: expected shape (2, 1, 4), got (2, 1, 5)"),
     Bad(F.task_router, (*ROUTER, None, 0.0), ValueError, "temperature: expected a positive number, got 0.0"),
-    Bad(F.task_router, (*ROUTER, None, 1.0, "relu"), ValueError, "gate: expected 'sigmoid', got 'relu'"),
+    Bad(
+        F.task_router,
+        (*ROUTER, None, 1.0, "relu"),
+        ValueError,
+        "gate: expected one of ['sigmoid', 'straight_through', 'softmax', 'l2'], got 'relu'",
+    ),
+    Bad(
+        F.task_router,
+        (*ROUTER, f32(2, 1, 4), 1.0, "l2"),
+        ValueError,
+        "noise: expected None (gate 'l2' takes none), got an array",
+    ),
+    Bad(
+        F.task_router,
+        (*ROUTER, None, 1.0, "softmax", None, True),
+        ValueError,
+        "average_correction: expected False (gate 'softmax' is normalised), got True",
+    ),
+    Bad(
+        F.task_router,
+        (*ROUTER, None, 1.0, "sigmoid", f32(1, 4)),
+        ValueError,
+        "mask: expected shape (2, 1, 4), got (1, 4)",
+    ),
     Bad(F.tensor_product, (f32(1, 2, 9), 3, 17), ValueError, "order: expected 2, 4 or 8, got 3"),
     Bad(F.tensor_product, (f32(1, 2, 2), 2, 0), ValueError, "d: expected at least 1, got 0"),
     Bad(
@@ -250,9 +273,15 @@ STRICT = [
     ),
     Bad(
         _core.task_router_bwd,
-        (f32(1, 1, 2), i64(1), f32(1, 1, 2), f32(1, 1, 2), 1.0, f32(1, 1, 2)),
+        (f32(1, 1, 2), i64(1), f32(1, 1, 2), f32(1, 1, 2), 0, 0, f32(1, 1, 2)),
         IndexError,
         "task_ids: expected values from 0 to 0, got 1 at position 0",
+    ),
+    Bad(
+        _core.task_router_bwd,
+        (f32(1, 1, 2), i64(0), f32(1, 1, 2), f32(1, 1, 2), 400, 0, f32(1, 1, 2)),
+        ValueError,
+        "gate: expected 0 to 3, got 400",
     ),
     Bad(
         _core.cross_entropy_bwd,
@@ -330,7 +359,7 @@ GOOD: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
     (_core.layer_norm_bwd, (f32(2, 3), f32(2, 3), None, f32(3), f32(2), f32(2), f32(2, 3), None, f32(3))),
     (_core.attention_fwd, (*[f32(3, 4)] * 3, i64(0, 3), 2, 1.0, 0, f32(3, 4), f32(2, 3))),
     (_core.cross_entropy_fwd, (f32(2, 3), i64(0, 1), None, None, None, f32(1), f32(2), f32(2))),
-    (_core.task_router_fwd, (f32(3, 1, 4), i64(0, 2), None, 1.0, f32(2, 1, 4), f32(2, 1, 4))),
+    (_core.task_router_fwd, (f32(3, 1, 4), i64(0, 2), None, None, 1.0, 0, 0, *[f32(2, 1, 4)] * 3)),
     (_core.tensor_product_bwd, (f32(1, 2, 17), f32(1, 2, 10), 2, 1e-5, f32(1, 2, 10))),
     (_core.global_norm, (f32(9), i64(0), i64(9))),
     (_core.uniform, (1, 2, 3, i64(4), f32(1, 8))),

@@ -12,7 +12,7 @@ from polymoe import functional as F
 STEP = 1e-6
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not c.big and c.wrt], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if not c.big and c.wrt and not c.steps], ids=str)
 def test_backward_is_the_derivative(case: Case) -> None:
     rng = generator(case)
     args = case.make(rng)

@@ -1,39 +1,66 @@
-/* route.h -- the task router's weights of one group: a gate for each head and skill, normalised over the skills.
+/* route.h -- the task router's weights of one group: a gate a for each head and skill, normalised over the skills.
  *   z' = (z + log u - log(1 - u)) / temperature with noise u (Gumbel-sigmoid), z' = z without
- *   s = sigmoid(z')    w[q,j] = s[q,j] / (sum_i s[q,i] + 1e-12)
- *   dz[q,j] += s (1 - s) / temperature * (dw[q,j] - sum_i dw[q,i] w[q,i]) / (sum_i s[q,i] + 1e-12)    temperature 1 without noise
- * logits noise weights gates [Q,S]. Few values: plain libm in float64. */
+ *   gate               a = mask *                    slope = da/dz = mask *          w
+ *   sigmoid            s = sigmoid(z')               s (1 - s) / temperature         a / n, n = sum_i a[i] + 1e-12
+ *   straight through   [s > 1/2]                     s (1 - s) / temperature         a / n
+ *   softmax            e = exp((z - top) / temp.)    e / temperature                 a / n
+ *   l2                 z                             1                               a / n, n = max(|a|, 1e-12)
+ *   with `average`, w = a / n, n = sqrt(S / Q), whatever the other gates
+ *   dz = slope / n (dw - sum_i dw[i] w[i]); in l2 dw - w sum_i dw[i] w[i]; with `average` dw alone
+ * Without noise the temperature of the sigmoids is 1. Where all a are 0 the gradient takes n = 1: no skill was chosen, and
+ * divided by 1e-12 the step would be the last. logits noise mask weights gates (a) slopes (slope / n) [Q,S].
+ * Few values: plain libm in float64. */
 
 static void FN(task_router_fwd)(ptrdiff_t Q, ptrdiff_t S, const real *restrict logits,
-                                const real *restrict noise, double temperature, real *restrict weights,
-                                real *restrict gates)
+                                const real *restrict noise, const real *restrict mask, double temperature,
+                                int gate, int average, real *restrict weights, real *restrict gates,
+                                real *restrict slopes)
 {
+    if (gate != PM_SOFTMAX && !noise) temperature = 1;
     for (ptrdiff_t q = 0; q < Q; q++) {
-        double sum = 1e-12;
+        double top = -INFINITY, sum = 0;
+        for (ptrdiff_t i = q * S; i < (q + 1) * S; i++)
+            top = (double)logits[i] > top ? (double)logits[i] : top;
         for (ptrdiff_t i = q * S; i < (q + 1) * S; i++) {
-            double z = logits[i];
-            if (noise) z = (z + log((double)noise[i]) - log1p(-(double)noise[i])) / temperature;
-            const double s = 1 / (1 + exp(-z));
-            gates[i] = (real)s;
-            sum += s;
+            const double keep = mask ? (double)mask[i] : 1;
+            double z = logits[i], a, slope;
+            if (gate == PM_L2) {
+                a = z;
+                slope = 1;
+            } else if (gate == PM_SOFTMAX) {
+                a = exp((z - top) / temperature);
+                slope = a / temperature;
+            } else {
+                if (noise) z = (z + log((double)noise[i]) - log1p(-(double)noise[i])) / temperature;
+                const double s = 1 / (1 + exp(-z));
+                a = gate == PM_STRAIGHT_THROUGH ? s > 0.5 : s;
+                slope = s * (1 - s) / temperature;
+            }
+            gates[i] = (real)(a * keep);
+            slopes[i] = (real)(slope * keep);
+            sum += gate == PM_L2 ? a * keep * a * keep : a * keep;
         }
-        for (ptrdiff_t i = q * S; i < (q + 1) * S; i++) weights[i] = (real)((double)gates[i] / sum);
+        const double length = sqrt(sum), n = average         ? sqrt((double)S / (double)Q)
+                                             : gate == PM_L2 ? (length > 1e-12 ? length : 1e-12)
+                                                             : sum + 1e-12;
+        for (ptrdiff_t i = q * S; i < (q + 1) * S; i++) {
+            weights[i] = (real)((double)gates[i] / n);
+            slopes[i] = (real)((double)slopes[i] / (sum == 0 ? 1 : n));
+        }
     }
 }
 
 static void FN(task_router_bwd)(ptrdiff_t Q, ptrdiff_t S, const real *restrict dweights,
-                                const real *restrict weights, const real *restrict gates, double temperature,
-                                real *restrict dlogits)
+                                const real *restrict weights, const real *restrict slopes, int gate,
+                                int average, real *restrict dlogits)
 {
     for (ptrdiff_t q = 0; q < Q; q++) {
-        double sum = 1e-12, along = 0;
-        for (ptrdiff_t i = q * S; i < (q + 1) * S; i++) {
-            sum += (double)gates[i];
+        double along = 0;
+        for (ptrdiff_t i = q * S; i < (q + 1) * S && !average; i++)
             along += (double)dweights[i] * (double)weights[i];
-        }
         for (ptrdiff_t i = q * S; i < (q + 1) * S; i++) {
-            const double s = gates[i];
-            dlogits[i] += (real)(s * (1 - s) / temperature * ((double)dweights[i] - along) / sum);
+            const double w = gate == PM_L2 ? (double)weights[i] : 1;
+            dlogits[i] += (real)((double)slopes[i] * ((double)dweights[i] - w * along));
         }
     }
 }

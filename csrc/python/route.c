@@ -1,23 +1,24 @@
 /* route.c -- bindings of ops/route.c. */
 #include "python.h"
-#define DECLARE(real, DT)                                                                                  \
-    void pm_task_router_fwd_##DT(ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, const real *logits,                \
-                                 const int64_t *task_ids, const real *noise, double temperature,           \
-                                 real *weights, real *gates);                                              \
-    void pm_task_router_bwd_##DT(ptrdiff_t T, ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, const real *dweights, \
-                                 const int64_t *task_ids, const real *weights, const real *gates,          \
-                                 double temperature, real *dlogits);                                       \
-    void pm_softmax_router_fwd_##DT(ptrdiff_t N, ptrdiff_t S, const real *logits, double temperature,      \
-                                    real *weights);                                                        \
-    void pm_softmax_router_bwd_##DT(ptrdiff_t N, ptrdiff_t S, const real *dweights, const real *weights,   \
-                                    double temperature, real *dlogits);                                    \
-    void pm_topk_router_fwd_##DT(ptrdiff_t N, ptrdiff_t S, ptrdiff_t k, const real *logits, real *weights, \
-                                 int64_t *ids);                                                            \
-    void pm_topk_router_bwd_##DT(ptrdiff_t N, ptrdiff_t S, ptrdiff_t k, const real *dweights,              \
-                                 const real *weights, const int64_t *ids, real *dlogits);                  \
-    int pm_balance_loss_fwd_##DT(ptrdiff_t N, ptrdiff_t S, ptrdiff_t k, const real *logits,                \
-                                 const int64_t *ids, real *loss, real *fractions);                         \
-    int pm_balance_loss_bwd_##DT(ptrdiff_t N, ptrdiff_t S, const real *dloss, const real *logits,          \
+#define DECLARE(real, DT)                                                                                    \
+    void pm_task_router_fwd_##DT(ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, const real *logits,                  \
+                                 const int64_t *task_ids, const real *noise, const real *mask,               \
+                                 double temperature, int gate, int average, real *weights, real *gates,      \
+                                 real *slopes);                                                              \
+    void pm_task_router_bwd_##DT(ptrdiff_t T, ptrdiff_t G, ptrdiff_t Q, ptrdiff_t S, const real *dweights,   \
+                                 const int64_t *task_ids, const real *weights, const real *slopes, int gate, \
+                                 int average, real *dlogits);                                                \
+    void pm_softmax_router_fwd_##DT(ptrdiff_t N, ptrdiff_t S, const real *logits, double temperature,        \
+                                    real *weights);                                                          \
+    void pm_softmax_router_bwd_##DT(ptrdiff_t N, ptrdiff_t S, const real *dweights, const real *weights,     \
+                                    double temperature, real *dlogits);                                      \
+    void pm_topk_router_fwd_##DT(ptrdiff_t N, ptrdiff_t S, ptrdiff_t k, const real *logits, real *weights,   \
+                                 int64_t *ids);                                                              \
+    void pm_topk_router_bwd_##DT(ptrdiff_t N, ptrdiff_t S, ptrdiff_t k, const real *dweights,                \
+                                 const real *weights, const int64_t *ids, real *dlogits);                    \
+    int pm_balance_loss_fwd_##DT(ptrdiff_t N, ptrdiff_t S, ptrdiff_t k, const real *logits,                  \
+                                 const int64_t *ids, real *loss, real *fractions);                           \
+    int pm_balance_loss_bwd_##DT(ptrdiff_t N, ptrdiff_t S, const real *dloss, const real *logits,            \
                                  const real *fractions, real *dlogits);
 DECLARE(float, f32)
 DECLARE(double, f64)
@@ -30,37 +31,49 @@ static double read_temperature(PyObject *o)
     return temperature;
 }
 
+static int read_gate(PyObject *o)
+{
+    const ptrdiff_t gate = pm_int(o, "gate");
+    if (!PyErr_Occurred() && (gate < 0 || gate >= PM_GATES))
+        PyErr_Format(PyExc_ValueError, "gate: expected 0 to %d, got %zd", PM_GATES - 1, (Py_ssize_t)gate);
+    return (int)gate;
+}
+
 static PyObject *py_task_router_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (pm_nargs(nargs, 6, "task_router_fwd")) return NULL;
+    if (pm_nargs(nargs, 10, "task_router_fwd")) return NULL;
     ptrdiff_t T = -1, G = -1, Q = -1, S = -1;
     const int t = pm_real(args[0], "logits");
     const void *logits = pm_in(args[0], "logits", t, 3, &T, &Q, &S);
     const int64_t *task_ids = pm_in(args[1], "task_ids", NPY_INT64, 1, &G);
-    const void *noise = pm_in_or_none(args[2], "noise", t, 3, &G, &Q, &S);
-    const double temperature = read_temperature(args[3]);
-    void *weights = pm_out(args[4], "weights", t, 3, &G, &Q, &S),
-         *gates = pm_out(args[5], "gates", t, 3, &G, &Q, &S);
+    const void *noise = pm_in_or_none(args[2], "noise", t, 3, &G, &Q, &S),
+               *mask = pm_in_or_none(args[3], "mask", t, 3, &G, &Q, &S);
+    const double temperature = read_temperature(args[4]);
+    const int gate = read_gate(args[5]), average = (int)pm_int(args[6], "average");
+    void *weights = pm_out(args[7], "weights", t, 3, &G, &Q, &S),
+         *gates = pm_out(args[8], "gates", t, 3, &G, &Q, &S),
+         *slopes = pm_out(args[9], "slopes", t, 3, &G, &Q, &S);
     pm_check_index(task_ids, G, T, "task_ids");
     if (PyErr_Occurred()) return NULL;
-    PM_CALL(t, pm_task_router_fwd, G, Q, S, logits, task_ids, noise, temperature, weights, gates);
+    PM_CALL(t, pm_task_router_fwd, G, Q, S, logits, task_ids, noise, mask, temperature, gate, average,
+            weights, gates, slopes);
     Py_RETURN_NONE;
 }
 
 static PyObject *py_task_router_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (pm_nargs(nargs, 6, "task_router_bwd")) return NULL;
+    if (pm_nargs(nargs, 7, "task_router_bwd")) return NULL;
     ptrdiff_t T = -1, G = -1, Q = -1, S = -1;
     const int t = pm_real(args[0], "dweights");
     const void *dweights = pm_in(args[0], "dweights", t, 3, &G, &Q, &S);
     const int64_t *task_ids = pm_in(args[1], "task_ids", NPY_INT64, 1, &G);
     const void *weights = pm_in(args[2], "weights", t, 3, &G, &Q, &S),
-               *gates = pm_in(args[3], "gates", t, 3, &G, &Q, &S);
-    const double temperature = read_temperature(args[4]);
-    void *dlogits = pm_out(args[5], "dlogits", t, 3, &T, &Q, &S);
+               *slopes = pm_in(args[3], "slopes", t, 3, &G, &Q, &S);
+    const int gate = read_gate(args[4]), average = (int)pm_int(args[5], "average");
+    void *dlogits = pm_out(args[6], "dlogits", t, 3, &T, &Q, &S);
     pm_check_index(task_ids, G, T, "task_ids");
     if (PyErr_Occurred()) return NULL;
-    PM_CALL(t, pm_task_router_bwd, T, G, Q, S, dweights, task_ids, weights, gates, temperature, dlogits);
+    PM_CALL(t, pm_task_router_bwd, T, G, Q, S, dweights, task_ids, weights, slopes, gate, average, dlogits);
     Py_RETURN_NONE;
 }
 
@@ -168,11 +181,11 @@ static PyObject *py_balance_loss_bwd(PyObject *Py_UNUSED(m), PyObject *const *ar
 
 PyMethodDef pm_methods_route[] = {
     PM_METHOD(task_router_fwd,
-              "task_router_fwd(logits, task_ids, noise, temperature, weights, gates, /)\n--\n\n"
-              "Normalised (Gumbel-)sigmoid gates of the task of every group."),
+              "task_router_fwd(logits, task_ids, noise, mask, temperature, gate, average, weights, gates, "
+              "slopes, /)\n--\n\nNormalised gates of the task of every group."),
     PM_METHOD(task_router_bwd,
-              "task_router_bwd(dweights, task_ids, weights, gates, temperature, dlogits, /)\n--\n\n"
-              "Gradient of task_router_fwd; temperature 1 where there was no noise."),
+              "task_router_bwd(dweights, task_ids, weights, slopes, gate, average, dlogits, /)\n--\n\n"
+              "Gradient of task_router_fwd."),
     PM_METHOD(softmax_router_fwd,
               "softmax_router_fwd(logits, temperature, weights, /)\n--\n\nsoftmax(logits / temperature)."),
     PM_METHOD(softmax_router_bwd, "softmax_router_bwd(dweights, weights, temperature, dlogits, /)\n--\n\n"

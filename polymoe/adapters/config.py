@@ -17,7 +17,7 @@ Init = Literal["peft", "mttl"]
 EXPERTS = ("lora",)
 MIXINGS = ("factors",)
 SITES = ("linear",)
-GATES = ("sigmoid",)
+GATES = ("sigmoid", "straight_through", "softmax", "l2")
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class AdapterConfig:
     (heads). The low-rank term is multiplied by ``lora_alpha / r``, by 1/r when ``lora_alpha`` is None.
     ``rank_pattern``, ``alpha_pattern``: other values for some modules. ``lora_dropout``: of the low-rank
     branch's input, in training. ``target_modules`` ... ``layers_pattern``: see
-    :mod:`polymoe.adapters.targets`. ``temperature``, ``noise``, ``gate``: see
-    :class:`~polymoe.adapters.routers.TaskTable`. ``init_weights`` False: B is random too, so that the
+    :mod:`polymoe.adapters.targets`. ``gate``, ``temperature``, ``noise``, ``gate_dropout``,
+    ``average_correction``: see :class:`~polymoe.adapters.routers.TaskTable`. ``init_weights`` False: B is random too, so that the
     adapted model does not start as the base. ``init``: bound of the random A, "peft" sqrt(Q/D), "mttl"
     1/sqrt(3D).
 
@@ -60,6 +60,8 @@ class AdapterConfig:
     gate: str = "sigmoid"
     temperature: float = 1.0
     noise: Noise = "per_example"
+    gate_dropout: float = 0.0
+    average_correction: bool = False
 
     def __post_init__(self) -> None:
         for name in ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"):
@@ -96,10 +98,13 @@ class AdapterConfig:
             _positive_number("lora_alpha", self.lora_alpha)
         for key, alpha in self.alpha_pattern.items():
             _positive_number(f"alpha_pattern[{key!r}]", alpha)
-        if not _is_number(self.lora_dropout):
-            raise TypeError(f"lora_dropout: expected a number, got {self.lora_dropout!r}")
-        if not 0 <= self.lora_dropout < 1:
-            raise ValueError(f"lora_dropout: expected 0 <= p < 1, got {self.lora_dropout}")
+        for name in ("lora_dropout", "gate_dropout"):
+            if not _is_number(p := getattr(self, name)):
+                raise TypeError(f"{name}: expected a number, got {p!r}")
+            if not 0 <= p < 1:
+                raise ValueError(f"{name}: expected 0 <= p < 1, got {p}")
+        if not isinstance(self.average_correction, bool):
+            raise TypeError(f"average_correction: expected a bool, got {self.average_correction!r}")
 
     def _check_targets(self) -> None:
         if self.modules_to_save:

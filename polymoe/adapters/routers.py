@@ -73,8 +73,10 @@ class TaskTable(Module):
 
     ``logits`` [T, Q, S], group "router", from U(-1e-3, 1e-3). ``noise``: a draw for each example
     ("per_example", as PEFT), for each task of the batch ("per_task": tasks stay one group each, which is
-    faster), or none ("off": sigmoid(z) in training as well). Ponti et al. 2022 (Polytropon), Caccia et al.
-    2022 (MHR).
+    faster), or none ("off": sigmoid(z) in training as well). ``gate_dropout``: probability that a gate is 0
+    in training, drawn as often as the noise (for each task with "off"). ``gate``: the sigmoid, or another
+    kind of :func:`polymoe.functional.task_router`; "softmax" and "l2" take no noise and no
+    ``average_correction``. Ponti et al. 2022 (Polytropon), Caccia et al. 2022 (MHR).
     """
 
     needs_tasks = True
@@ -82,13 +84,20 @@ class TaskTable(Module):
     def __init__(self, config: AdapterConfig, n_tasks: int, name: str, seed: int, dtype: Any) -> None:
         self.name, self.noise = name, config.noise
         self.temperature, self.gate = config.temperature, config.gate
+        self.gate_dropout, self.average_correction = config.gate_dropout, config.average_correction
         self.n_heads, self.n_experts = config.n_splits, config.n_skills
         shape = (n_tasks, self.n_heads, self.n_experts)
         self.logits = Parameter(initial.uniform(seed, f"{name}.logits", shape, 1e-3, dtype), "router")
 
     @staticmethod
     def check(config: AdapterConfig) -> None:
-        """Any number of skills and heads."""
+        """Any number of skills and heads; a gate that is no sigmoid has no noise and its own normaliser."""
+        if config.gate in ("softmax", "l2"):
+            for field, expected in (("noise", "off"), ("average_correction", False)):
+                if (value := getattr(config, field)) != expected:
+                    raise ValueError(
+                        f"{field}: expected {expected!r} (the gate {config.gate!r} takes none), got {value!r}"
+                    )
 
     def __call__(self, batch: Batch, x: Any) -> Routing:
         """A group for each example when it has its own noise, else one for each distinct task."""
@@ -98,13 +107,23 @@ class TaskTable(Module):
         else:
             tasks, adapter_ids = batch.task_groups
             random_ids = tasks
-        u = None
+        u = mask = None
         if self.training and self.noise != "off":
-            n = self.n_heads * self.n_experts
-            u = random.uniform(batch.seed, "router", batch.step, self.name, random_ids, n)
-            u = u.reshape(-1, self.n_heads, self.n_experts).astype(self.logits.data.dtype, copy=False)
-        weights = tape.task_router(self.logits, tasks, u, self.temperature, self.gate)
+            u = self._uniform("router", batch, random_ids)
+        if self.training and self.gate_dropout:
+            p = self.gate_dropout
+            mask = np.where(self._uniform("gate_dropout", batch, random_ids) < p, 0, 1 / (1 - p))
+            mask = mask.astype(self.logits.data.dtype, copy=False)
+        weights = tape.task_router(
+            self.logits, tasks, u, self.temperature, self.gate, mask, self.average_correction
+        )
         return Routing("group", weights, adapter_ids=adapter_ids)
+
+    def _uniform(self, stream: str, batch: Batch, random_ids: np.ndarray) -> np.ndarray:
+        """[G, Q, S] in (0, 1)."""
+        n = self.n_heads * self.n_experts
+        u = random.uniform(batch.seed, stream, batch.step, self.name, random_ids, n)
+        return u.reshape(-1, self.n_heads, self.n_experts).astype(self.logits.data.dtype, copy=False)
 
     def extra_repr(self) -> str:
         """Sizes."""

@@ -8,14 +8,18 @@ from typing import Any, NamedTuple
 from polymoe import _core
 from polymoe.functional._arrays import Array, index, like, like_or_none, real
 
+_GATES = ("sigmoid", "straight_through", "softmax", "l2")
+
 
 class TaskRouterSaved(NamedTuple):
-    """What :func:`task_router` keeps; ``temperature`` is 1 where there was no noise."""
+    """What :func:`task_router` keeps; ``gates`` [G, Q, S] are the gates before they are normalised."""
 
     task_ids: Array
     weights: Array
     gates: Array
-    temperature: float
+    slopes: Array
+    gate: str
+    average_correction: bool
     tasks: int
 
 
@@ -26,31 +30,54 @@ class TaskRouterGrads(NamedTuple):
 
 
 def task_router(
-    logits: Any, task_ids: Any, noise: Any = None, temperature: float = 1.0, gate: str = "sigmoid"
+    logits: Any,
+    task_ids: Any,
+    noise: Any = None,
+    temperature: float = 1.0,
+    gate: str = "sigmoid",
+    mask: Any = None,
+    average_correction: bool = False,
 ) -> tuple[Array, TaskRouterSaved]:
     """Skill weights [G, Q, S] of groups with these ``task_ids`` [G], from the table ``logits`` [T, Q, S].
 
-    ``w = s / (sum s + 1e-12)`` over the skills of a head, where ``s = sigmoid((z + log u - log(1 - u)) /
-    temperature)`` with uniform ``noise`` u [G, Q, S] in (0, 1) and ``s = sigmoid(z)``, without temperature,
-    when noise is None. A task id outside the table is an IndexError. Ponti et al. 2023 (Poly), arXiv
-    2202.13914; heads: Caccia et al. 2023 (MHR), arXiv 2211.03831.
+    ``w = a / (sum a + 1e-12)`` over the skills of a head, of gates ``a``:
+
+    - "sigmoid": ``sigmoid((z + log u - log(1 - u)) / temperature)`` with uniform ``noise`` u [G, Q, S] in
+      (0, 1); ``sigmoid(z)``, without temperature, when noise is None (Poly: Ponti et al. 2022, arXiv
+      2202.13914; a row for each head, MHR: Caccia et al. 2022, arXiv 2211.03831).
+    - "straight_through": that, rounded to 0 or 1 (one half to 0), with the gradient of what was rounded.
+      Where no gate is open all weights are 0, and the gradient is that of the gates themselves.
+    - "softmax": ``exp(z / temperature)``, without noise (ALTER).
+    - "l2": z itself, without noise, divided by its Euclidean length instead of its sum.
+
+    ``mask`` [G, Q, S] is multiplied to the gates before they are normalised: dropout, 0 or 1 / (1 - p).
+    ``average_correction``: gates of the first two kinds times ``sqrt(Q / S)`` instead of divided by their
+    sum. All but the sigmoid and softmax are options of the authors' mttl. A task id outside the table is an
+    IndexError; a wrong gate, a temperature that is not positive, or noise or average_correction where the gate
+    takes none is a ValueError.
     """
-    if gate != "sigmoid":
-        raise ValueError(f"gate: expected 'sigmoid', got {gate!r}")
+    if gate not in _GATES:
+        raise ValueError(f"gate: expected one of {list(_GATES)}, got {gate!r}")
+    if gate in ("softmax", "l2") and noise is not None:
+        raise ValueError(f"noise: expected None (gate {gate!r} takes none), got an array")
+    if gate in ("softmax", "l2") and average_correction:
+        raise ValueError(f"average_correction: expected False (gate {gate!r} is normalised), got True")
     logits, task_ids = real(logits, "logits"), index(task_ids, "task_ids")
-    noise = like_or_none(logits, noise)
-    weights, gates = (_core.empty(task_ids.shape + logits.shape[1:], logits.dtype) for _ in range(2))
-    _core.task_router_fwd(logits, task_ids, noise, temperature, weights, gates)
+    noise, mask = like_or_none(logits, noise), like_or_none(logits, mask)
+    weights, gates, slopes = (_core.empty(task_ids.shape + logits.shape[1:], logits.dtype) for _ in range(3))
+    form = _GATES.index(gate), int(average_correction)
+    _core.task_router_fwd(logits, task_ids, noise, mask, temperature, *form, weights, gates, slopes)
     return weights, TaskRouterSaved(
-        task_ids, weights, gates, 1.0 if noise is None else temperature, logits.shape[0]
+        task_ids, weights, gates, slopes, gate, average_correction, logits.shape[0]
     )
 
 
 def task_router_backward(saved: TaskRouterSaved, dy: Any) -> TaskRouterGrads:
-    """``dlogits`` [T, Q, S]: the groups of one task are added in order."""
-    task_ids, weights, gates, temperature, tasks = saved
+    """``dlogits`` [T, Q, S]: the groups of one task are added in order. Noise and mask are constants."""
+    task_ids, weights, _, slopes, gate, average_correction, tasks = saved
     dlogits = _core.empty((tasks, *weights.shape[1:]), weights.dtype)
-    _core.task_router_bwd(like(weights, dy), task_ids, weights, gates, temperature, dlogits)
+    form = _GATES.index(gate), int(average_correction)
+    _core.task_router_bwd(like(weights, dy), task_ids, weights, slopes, *form, dlogits)
     return TaskRouterGrads(dlogits)
 
 

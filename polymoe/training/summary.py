@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ADAPTER_SETTINGS = (
     "target_modules", "exclude_modules", "layers_to_transform", "r", "n_skills", "n_splits", "lora_alpha",
-    "lora_dropout", "temperature", "noise", "init",
+    "lora_dropout", "temperature", "noise", "gate", "gate_dropout", "average_correction", "init",
 )  # fmt: skip
 
 
