@@ -108,6 +108,8 @@ enum pm_gate { PM_SIGMOID, PM_STRAIGHT_THROUGH, PM_SOFTMAX, PM_L2, PM_GATES }; /
       (ptrdiff_t L, ptrdiff_t D, const real *x, const real *query, real scale, real *weights, real *y))     \
     K(attend_bwd, (ptrdiff_t L, ptrdiff_t D, const real *dy, const real *x, const real *query,              \
                    const real *weights, real scale, real *dscores, real *dx, real *dquery))                 \
+    K(ibp_fwd, (ptrdiff_t T, ptrdiff_t C, ptrdiff_t c, const real *logits, double *term))                   \
+    K(ibp_bwd, (ptrdiff_t T, ptrdiff_t C, ptrdiff_t c, const real *logits, double dloss, real *dlogits))    \
     K(adamw, (ptrdiff_t n, double keep, double rate, double root, double beta1, double beta2, double eps,   \
               double grad_scale, const real *grad, real *data, real *m, real *v))                           \
     K(uniform, (ptrdiff_t first_block, ptrdiff_t n, uint64_t key0, uint64_t key1, uint64_t example,         \

@@ -9,6 +9,7 @@ kernels. Extents: B examples, N packed tokens, D columns, S skills, Q heads, T t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -308,6 +309,23 @@ def balance_loss(logits: Any, ids: Any) -> Pair:
 def balance_loss_backward(saved: Any, dy: Any) -> Grads:
     p, slope = saved
     return {"dlogits": dy * _softmax_backward(p, slope)}
+
+
+def ibp_loss(logits: Any) -> Pair:
+    z = logits.reshape(len(logits), math.prod(logits.shape[1:]))
+    used, n = z > 0, len(z)
+    m = [int(users) for users in used.sum(axis=0)]
+    alike = Counter(column.tobytes() for column in used.T if column.any())
+    loss = sum(math.lgamma(k + 1) for k in alike.values())
+    return np.asarray(loss - sum(math.lgamma(n - x + 1) + math.lgamma(x) for x in m if x)), (logits, m)
+
+
+def ibp_loss_backward(saved: Any, dy: Any) -> Grads:
+    logits, m = saved
+    digamma = np.cumsum([0, *(1 / np.arange(1, len(logits) + 1))])  # of n + 1, plus Euler's constant
+    slope = np.array([digamma[len(logits) - x] - digamma[x - 1] if x else 0 for x in m])
+    p = 1 / (1 + np.exp(-logits))
+    return {"dlogits": dy * p * (1 - p) * slope.reshape(logits.shape[1:])}
 
 
 def cross_entropy(

@@ -161,6 +161,7 @@ embedding = differentiable(F.embedding, F.embedding_backward)
 mean_pool = differentiable(F.mean_pool, F.mean_pool_backward)
 attention_pool = differentiable(F.attention_pool, F.attention_pool_backward)
 dropout = differentiable(F.dropout, F.dropout_backward)
+ibp_loss = differentiable(F.ibp_loss, F.ibp_loss_backward)
 cross_entropy = differentiable(F.cross_entropy, F.cross_entropy_backward)
 mse = differentiable(F.mse, F.mse_backward)
 

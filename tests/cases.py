@@ -383,6 +383,30 @@ def balance_loss_cases() -> Iterator[Case]:
         )
 
 
+def ibp_loss_cases() -> Iterator[Case]:
+    for t, s in [(0, 3), (3, 0), (1, 1), (4, 3), (3, 40), (20, 8), (300, 129)]:
+
+        def make(rng: np.random.Generator, t: int = t, s: int = s) -> Args:
+            return {"logits": rng.normal(size=(t, s))}
+
+        yield Case(
+            "ibp_loss",
+            f"T={t} S={s}",
+            make,
+            ("logits",),
+            {"float32": 1e-6, "float64": 1e-13},
+            1.0 * t * s,
+            4.0 * t * s,
+            big=t == 300,
+            steps=True,
+        )
+
+    def heads(rng: np.random.Generator) -> Args:
+        return {"logits": rng.normal(size=(5, 2, 3))}
+
+    yield Case("ibp_loss", "heads", heads, ("logits",), {"float32": 1e-6, "float64": 1e-13}, steps=True)
+
+
 def cross_entropy_cases() -> Iterator[Case]:
     for b, c in [(0, 3), (1, 1), (5, 2), (17, 16), (16, 33), (33, 129), (700, 300)]:
         for ranged in (False, True):
@@ -676,6 +700,7 @@ CASES = [
         softmax_router_cases,
         topk_router_cases,
         balance_loss_cases,
+        ibp_loss_cases,
         cross_entropy_cases,
         mse_cases,
         attention_cases,

@@ -146,6 +146,7 @@ FRIENDLY = [
     ),
     Bad(F.leaf_size, (0, 2), ValueError, "d: expected at least 1, got 0"),
     Bad(F.leaf_size, (5, 0), ValueError, "order: expected at least 1, got 0"),
+    Bad(F.ibp_loss, (f32(3),), ValueError, "logits: expected shape (T, S) or (T, Q, S), got (3,)"),
     Bad(F.cross_entropy, (f32(2, 3), [0, 3]), ValueError, "labels: expected 0 to 2 in row 1, got 3"),
     Bad(F.cross_entropy, (f32(2, 3), [0, -1]), ValueError, "labels: expected 0 to 2 in row 1, got -1"),
     Bad(
@@ -361,6 +362,7 @@ GOOD: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
     (_core.cross_entropy_fwd, (f32(2, 3), i64(0, 1), None, None, None, f32(1), f32(2), f32(2))),
     (_core.task_router_fwd, (f32(3, 1, 4), i64(0, 2), None, None, 1.0, 0, 0, *[f32(2, 1, 4)] * 3)),
     (_core.tensor_product_bwd, (f32(1, 2, 17), f32(1, 2, 10), 2, 1e-5, f32(1, 2, 10))),
+    (_core.ibp_loss_bwd, (f32(1), f32(3, 4), f32(3, 4))),
     (_core.global_norm, (f32(9), i64(0), i64(9))),
     (_core.uniform, (1, 2, 3, i64(4), f32(1, 8))),
 ]

@@ -17,6 +17,7 @@ typedef real vec __attribute__((vector_size(VBYTES), aligned(sizeof(real)), may_
 #include "gather.h"
 #include "loss.h"
 #include "route.h"
+#include "prior.h"
 #include "pool.h"
 #include "adam.h"
 #include "random.h"

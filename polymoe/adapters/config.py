@@ -30,9 +30,9 @@ class AdapterConfig:
     ``rank_pattern``, ``alpha_pattern``: other values for some modules. ``lora_dropout``: of the low-rank
     branch's input, in training. ``target_modules`` ... ``layers_pattern``: see
     :mod:`polymoe.adapters.targets`. ``gate``, ``temperature``, ``noise``, ``gate_dropout``,
-    ``average_correction``: see :class:`~polymoe.adapters.routers.TaskTable`. ``init_weights`` False: B is random too, so that the
-    adapted model does not start as the base. ``init``: bound of the random A, "peft" sqrt(Q/D), "mttl"
-    1/sqrt(3D).
+    ``average_correction``: see :class:`~polymoe.adapters.routers.TaskTable`. ``init_weights`` False: B is
+    random too, so that the adapted model does not start as the base. ``init``: bound of the random A, "peft"
+    sqrt(Q/D), "mttl" 1/sqrt(3D).
 
     A combination that does not work is a ValueError here, with the reason; a value of the wrong type is a
     TypeError.

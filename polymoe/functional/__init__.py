@@ -26,6 +26,7 @@ from polymoe.functional.mix import mix, mix_backward
 from polymoe.functional.norm import l2_normalize, l2_normalize_backward, layer_norm, layer_norm_backward
 from polymoe.functional.optimizer import adamw_step, global_norm
 from polymoe.functional.pool import attention_pool, attention_pool_backward
+from polymoe.functional.prior import ibp_loss, ibp_loss_backward
 from polymoe.functional.route import (
     balance_loss,
     balance_loss_backward,
@@ -60,6 +61,8 @@ __all__ = [
     "gelu",
     "gelu_backward",
     "global_norm",
+    "ibp_loss",
+    "ibp_loss_backward",
     "l2_normalize",
     "l2_normalize_backward",
     "layer_norm",

@@ -53,8 +53,8 @@ def task_router(
     ``mask`` [G, Q, S] is multiplied to the gates before they are normalised: dropout, 0 or 1 / (1 - p).
     ``average_correction``: gates of the first two kinds times ``sqrt(Q / S)`` instead of divided by their
     sum. All but the sigmoid and softmax are options of the authors' mttl. A task id outside the table is an
-    IndexError; a wrong gate, a temperature that is not positive, or noise or average_correction where the gate
-    takes none is a ValueError.
+    IndexError; a wrong gate, a temperature that is not positive, or noise or average_correction where the
+    gate takes none is a ValueError.
     """
     if gate not in _GATES:
         raise ValueError(f"gate: expected one of {list(_GATES)}, got {gate!r}")
