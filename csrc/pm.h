@@ -66,8 +66,13 @@ enum pm_gate { PM_SIGMOID, PM_STRAIGHT_THROUGH, PM_SOFTMAX, PM_L2, PM_GATES }; /
                            double eps, const real *dout, real *scratch, real *dleaves))                     \
     K(gelu_fwd, (ptrdiff_t n, int tanh_form, const real *x, real *y))                                       \
     K(gelu_bwd, (ptrdiff_t n, int tanh_form, const real *x, const real *dy, real *dx))                      \
+    K(relu_fwd, (ptrdiff_t n, const real *x, real *y))                                                      \
+    K(relu_bwd, (ptrdiff_t n, const real *y, const real *dy, real *dx))                                     \
     K(add, (ptrdiff_t n, const real *a, const real *b, real *y))                                            \
     K(multiply, (ptrdiff_t n, const real *a, const real *b, real *y))                                       \
+    K(multiply_row, (ptrdiff_t N, ptrdiff_t D, const real *x, const real *row, real *y))                    \
+    K(multiply_row_bwd,                                                                                     \
+      (ptrdiff_t N, ptrdiff_t D, ptrdiff_t d0, ptrdiff_t d1, const real *dy, const real *x, real *drow))    \
     K(scale, (ptrdiff_t n, const real *x, real scale, real *y))                                             \
     K(dot, (ptrdiff_t n, const real *a, const real *b, double *out))                                        \
     K(layer_norm_fwd, (ptrdiff_t N, ptrdiff_t D, const real *x, const real *residual, const real *weight,   \

@@ -29,6 +29,25 @@ def add_backward(saved: Any, dy: Any) -> Grads:
     return {"da": dy, "db": dy}
 
 
+def multiply(a: Any, b: Any, adapter_ids: Any = None, cu_seqlens: Any = None) -> Pair:
+    if a.shape == b.shape and adapter_ids is None:
+        return a * b, (a, b, None)
+    cu_seqlens = np.array([0, len(a)]) if cu_seqlens is None else cu_seqlens
+    adapter_ids = np.zeros(len(cu_seqlens) - 1, int) if adapter_ids is None else adapter_ids
+    group = np.repeat(adapter_ids, np.diff(cu_seqlens))  # [N]
+    return a * b.reshape(-1, b.shape[-1])[group], (a, b, group)
+
+
+def multiply_backward(saved: Any, dy: Any) -> Grads:
+    a, b, group = saved
+    if group is None:
+        return {"da": dy * b, "db": dy * a}
+    rows = b.reshape(-1, b.shape[-1])
+    drows = np.zeros_like(rows)
+    np.add.at(drows, group, dy * a)
+    return {"da": dy * rows[group], "db": drows.reshape(b.shape)}
+
+
 def scale_by(x: Any, log_scale: Any) -> Pair:
     y = x * np.exp(log_scale)
     return y, (y, log_scale)
@@ -45,6 +64,14 @@ def dropout(x: Any, mask_scale: Any) -> Pair:
 
 def dropout_backward(saved: Any, dy: Any) -> Grads:
     return {"dx": dy * saved}
+
+
+def relu(x: Any) -> Pair:
+    return np.maximum(x, 0), x
+
+
+def relu_backward(saved: Any, dy: Any) -> Grads:
+    return {"dx": dy * (saved > 0)}
 
 
 def gelu(x: Any, approximate: str = "none") -> Pair:

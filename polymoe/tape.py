@@ -153,6 +153,8 @@ topk_router = differentiable(F.topk_router, F.topk_router_backward, beside="ids"
 balance_loss = differentiable(F.balance_loss, F.balance_loss_backward)
 layer_norm = differentiable(F.layer_norm, F.layer_norm_backward)
 gelu = differentiable(F.gelu, F.gelu_backward)
+relu = differentiable(F.relu, F.relu_backward)
+multiply = differentiable(F.multiply, F.multiply_backward)
 add = differentiable(F.add, F.add_backward)
 scale_by = differentiable(F.scale_by, F.scale_by_backward)
 l2_normalize = differentiable(F.l2_normalize, F.l2_normalize_backward)

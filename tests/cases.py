@@ -73,6 +73,78 @@ def add_cases() -> Iterator[Case]:
         )
 
 
+def relu_cases() -> Iterator[Case]:
+    for n in (*COUNTS, LARGE):
+
+        def make(rng: np.random.Generator, n: int = n) -> Args:
+            return {"x": rng.normal(size=(n,))}
+
+        yield Case(
+            "relu",
+            f"n={n}",
+            make,
+            ("x",),
+            {"float32": 1e-7, "float64": 1e-15},
+            n,
+            8.0 * n,
+            big=n == LARGE,
+        )
+
+
+def multiply_cases() -> Iterator[Case]:
+    for n in (*COUNTS, LARGE):
+
+        def make(rng: np.random.Generator, n: int = n) -> Args:
+            return {"a": rng.normal(size=(n,)), "b": rng.normal(size=(n,))}
+
+        yield Case(
+            "multiply",
+            f"n={n}",
+            make,
+            ("a", "b"),
+            {"float32": 1e-7, "float64": 1e-15},
+            n,
+            12.0 * n,
+            big=n == LARGE,
+        )
+
+    several = [130, 5, 0, 140, 3, 20]  # longer and shorter than a chunk, empty, meeting within one
+    sizes: list[tuple[int, tuple[int, ...], list[int] | None, list[int]]] = [
+        (7, (7,), None, [300]),
+        (1, (1, 1), None, [5]),
+        (5, (0, 5), [], []),
+        (17, (3, 17), [2, 0, 2, 2, 0, 1], several),
+        (65, (4, 1, 65), [2, 0, 0, 2, 0, 1], several),  # group 3 has no example
+        (384, (8, 384), [i % 8 for i in range(40)], [30] * 40),
+    ]
+    for d, shape, ids, lengths in sizes:
+
+        def grouped(
+            rng: np.random.Generator,
+            d: int = d,
+            shape: tuple[int, ...] = shape,
+            ids: list[int] | None = ids,
+            lengths: list[int] = lengths,
+        ) -> Args:
+            args: Args = {"a": rng.normal(size=(sum(lengths), d)), "b": rng.normal(size=shape)}
+            if ids is None:
+                return args
+            ids_array = np.array(ids, dtype=np.int64)
+            return {**args, "adapter_ids": ids_array, "cu_seqlens": lengths_to_cu_seqlens(lengths)}
+
+        n = sum(lengths)
+        yield Case(
+            "multiply",
+            f"N={n} D={d} b={shape}",
+            grouped,
+            ("a", "b"),
+            {"float32": 3e-6, "float64": 1e-14},
+            1.0 * n * d,
+            8.0 * n * d,
+            big=d == 384,
+        )
+
+
 def dropout_cases() -> Iterator[Case]:
     for n in (*COUNTS, LARGE):
 
@@ -688,6 +760,8 @@ CASES = [
     case
     for cases in (
         add_cases,
+        multiply_cases,
+        relu_cases,
         dropout_cases,
         scale_by_cases,
         gelu_cases,

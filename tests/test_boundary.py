@@ -53,6 +53,33 @@ FRIENDLY = [
     Bad(F.add, (f32(2), f32(3)), ValueError, "b: expected shape (2,), got (3,)"),
     Bad(F.add, (np.ones(2, int), [1, 2]), TypeError, "a: expected dtype float32 or float64, got int64"),
     Bad(F.add, (None, f32(1)), TypeError, "a: expected dtype float32 or float64, got object"),
+    Bad(F.multiply, (f32(2, 3), f32(2)), ValueError, "b: expected shape (any, 3), got (1, 2)"),
+    Bad(F.multiply, (f32(2, 3), f64(3)), TypeError, "b: expected dtype float32, got float64"),
+    Bad(F.multiply, (f32(4), f32(3)), ValueError, "a: expected shape (any, any), got (4,)"),
+    Bad(
+        F.multiply,
+        (f32(2, 3), f32(4, 3)),
+        ValueError,
+        "adapter_ids: expected a group for every example (b has 4 rows), got None",
+    ),
+    Bad(
+        F.multiply,
+        (f32(2, 3), f32(4, 3), [0, 4], [0, 1, 2]),
+        IndexError,
+        "adapter_ids: expected values from 0 to 3, got 4 at position 1",
+    ),
+    Bad(
+        F.multiply,
+        (f32(2, 3), f32(4, 3), [0, 1]),
+        ValueError,
+        "adapter_ids: expected shape (1,), got (2,)",
+    ),
+    Bad(
+        F.multiply,
+        (f32(2, 3), f32(4, 3), [0, 1], [0, 1, 3]),
+        ValueError,
+        "cu_seqlens: expected offsets that start at 0, never fall and end at 2, got others",
+    ),
     Bad(F.scale_by, (f32(2), f32(2)), ValueError, "log_scale: expected shape (1,), got (2,)"),
     Bad(F.dropout, (f32(2), f32(3)), ValueError, "mask_scale: expected shape (2,), got (3,)"),
     Bad(F.gelu, (np.ones(2, np.float16),), TypeError, "x: expected dtype float32 or float64, got float16"),
@@ -328,6 +355,9 @@ def test_bad_input_is_refused_in_these_words(bad: Bad) -> None:
 def test_shapes_of_dy_are_checked() -> None:
     for op, args in [
         (F.gelu, (f32(3),)),
+        (F.relu, (f32(3),)),
+        (F.multiply, (f32(3), f32(3))),
+        (F.multiply, (f32(2, 3), f32(3))),
         (F.layer_norm, (f32(2, 3), f32(3), f32(3))),
         (F.attention, (*QKV, [0, 5], 2)),
         (F.mean_pool, (f32(4, 2), [0, 4])),
@@ -363,6 +393,7 @@ GOOD: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
     (_core.task_router_fwd, (f32(3, 1, 4), i64(0, 2), None, None, 1.0, 0, 0, *[f32(2, 1, 4)] * 3)),
     (_core.tensor_product_bwd, (f32(1, 2, 17), f32(1, 2, 10), 2, 1e-5, f32(1, 2, 10))),
     (_core.ibp_loss_bwd, (f32(1), f32(3, 4), f32(3, 4))),
+    (_core.multiply_rows_bwd, (f32(2, 3), f32(2, 3), i64(1), i64(0, 2), f32(2, 3))),
     (_core.global_norm, (f32(9), i64(0), i64(9))),
     (_core.uniform, (1, 2, 3, i64(4), f32(1, 8))),
 ]

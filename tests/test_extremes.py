@@ -45,6 +45,13 @@ def test_gelu_at_infinity_and_nan(isa: str, approximate: str) -> None:
     assert np.array_equal(slope[2:5], np.array([1, 0, np.nan], np.float32), equal_nan=True)
 
 
+def test_relu_at_infinity_and_nan(isa: str) -> None:
+    x = np.array([np.inf, -np.inf, np.nan, -0.0, 1e-38] * 5, np.float32)
+    y, saved = F.relu(x)
+    assert np.array_equal(y[:5], np.array([np.inf, 0, np.nan, 0, 1e-38], np.float32), equal_nan=True)
+    assert np.array_equal(F.relu_backward(saved, np.ones_like(x)).dx[[0, 1, 3, 4]], [1, 0, 0, 1])
+
+
 def qkv(n: int, seed: int = 0) -> list[np.ndarray]:
     return list(np.random.default_rng(seed).normal(size=(3, n, 32)).astype(np.float32))
 

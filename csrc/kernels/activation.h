@@ -1,4 +1,5 @@
-/* activation.h -- gelu, elementwise over n values.
+/* activation.h -- relu and gelu, elementwise over n values.
+ *   relu        y = max(x, 0)                                  dx = dy where y > 0, else 0
  *   erf form    y = x Phi(x) = max(x, 0) - |x| Phi(-|x|)       dx = dy (Phi(x) + x phi(x))
  *   tanh form   y = x s, s = sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3)     dx = dy (s + x s (1 - s) 2 du/dx)
  * Phi, phi: distribution and density of the normal. */
@@ -55,6 +56,16 @@ static void FN(gelu_bwd)(ptrdiff_t n, int tanh_form, const real *restrict x, con
 {
     if (tanh_form) FN(map)(n, x, dy, dx, FN(gelu_tanh_slope));
     else FN(map)(n, x, dy, dx, FN(gelu_slope));
+}
+/* A NaN stays. */
+static void FN(relu_fwd)(ptrdiff_t n, const real *restrict x, real *restrict y)
+{
+    for (ptrdiff_t i = 0; i < n; i++) y[i] = x[i] < 0 ? 0 : x[i];
+}
+
+static void FN(relu_bwd)(ptrdiff_t n, const real *restrict y, const real *restrict dy, real *restrict dx)
+{
+    for (ptrdiff_t i = 0; i < n; i++) dx[i] = y[i] > 0 ? dy[i] : 0;
 }
 #undef TWICE_SQRT_2_PI
 #undef CUBE

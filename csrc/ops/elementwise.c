@@ -1,4 +1,4 @@
-/* elementwise.c -- add, multiply, scale_by and gelu (kernels/elementwise.h, activation.h); threads split blocks of values. */
+/* elementwise.c -- add, multiply, scale_by, relu and gelu (kernels/elementwise.h, activation.h); threads split blocks of values. */
 #ifndef DT
 #define PM_SELF "../ops/elementwise.c"
 #include "dtypes.h"
@@ -37,6 +37,16 @@ static void FN(dot_item)(void *ctx, ptrdiff_t item)
 {
     BEGIN;
     K->dot(n, c->a + at, c->b + at, c->partial + item);
+}
+static void FN(relu_item)(void *ctx, ptrdiff_t item)
+{
+    BEGIN;
+    K->relu_fwd(n, c->a + at, c->y + at);
+}
+static void FN(relu_bwd_item)(void *ctx, ptrdiff_t item)
+{
+    BEGIN;
+    K->relu_bwd(n, c->a + at, c->b + at, c->y + at);
 }
 static void FN(gelu_item)(void *ctx, ptrdiff_t item)
 {
@@ -82,6 +92,18 @@ int FN(pm_scale_by_bwd)(ptrdiff_t n, const real *dy, const real *x, const real *
     *dlog_scale = (real)(sum * scale);
     pm_block_put(partial);
     return 0;
+}
+
+void FN(pm_relu_fwd)(ptrdiff_t n, const real *x, real *y)
+{
+    struct FN(elementwise) c = { .n = n, .a = x, .y = y };
+    pm_parallel(BLOCKS(n), 8.0 * n, FN(relu_item), &c);
+}
+
+void FN(pm_relu_bwd)(ptrdiff_t n, const real *y, const real *dy, real *dx)
+{
+    struct FN(elementwise) c = { .n = n, .a = y, .b = dy, .y = dx };
+    pm_parallel(BLOCKS(n), 12.0 * n, FN(relu_bwd_item), &c);
 }
 
 void FN(pm_gelu_fwd)(ptrdiff_t n, int tanh_form, const real *x, real *y)

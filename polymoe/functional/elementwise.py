@@ -1,11 +1,11 @@
-"""Operations value by value: add, scale_by, dropout, gelu."""
+"""Operations value by value: add, multiply, scale_by, dropout, relu, gelu."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 from polymoe import _core
-from polymoe.functional._arrays import Array, like, real
+from polymoe.functional._arrays import Array, index, like, real, wants
 
 
 class AddGrads(NamedTuple):
@@ -29,6 +29,84 @@ def add(a: Any, b: Any) -> tuple[Array, None]:
 def add_backward(saved: None, dy: Any) -> AddGrads:
     """Both gradients are ``dy`` itself."""
     return AddGrads(dy, dy)
+
+
+class MultiplySaved(NamedTuple):
+    """What :func:`multiply` keeps: its inputs, not copied."""
+
+    a: Array
+    b: Array
+    adapter_ids: Array | None
+    cu_seqlens: Array | None
+
+
+class MultiplyGrads(NamedTuple):
+    """Gradients of :func:`multiply`."""
+
+    da: Array | None
+    db: Array | None
+
+
+def multiply(a: Any, b: Any, adapter_ids: Any = None, cu_seqlens: Any = None) -> tuple[Array, MultiplySaved]:
+    """``a * b``: two arrays of the same shape, or columns scaled by a vector, one for all tokens or one for
+    each group.
+
+    Args:
+        a: any shape; [N, D] where b is of another one.
+        b: the shape of a; or a vector [D]; or [G, D], or [G, 1, D] as :func:`mix` makes it, the vectors of G
+            groups.
+        adapter_ids: [B], the group of every example; with it b is always taken as vectors of groups. None:
+            there is one vector.
+        cu_seqlens: [B + 1], where every example starts, and N. None: one example.
+
+    (IA)^3: Liu et al. 2022, arXiv 2205.05638, y = x * l; MoV mixes such vectors: Zadouri et al. 2023, arXiv
+    2309.05444.
+    """
+    a = real(a, "a")
+    b = like(a, b)
+    adapter_ids = None if adapter_ids is None else index(adapter_ids, "adapter_ids")
+    cu_seqlens = None if cu_seqlens is None else index(cu_seqlens, "cu_seqlens")
+    saved = MultiplySaved(a, b, adapter_ids, cu_seqlens)
+    return _multiply(a, saved), saved
+
+
+def multiply_backward(saved: MultiplySaved, dy: Any, needs: set[str] | None = None) -> MultiplyGrads:
+    """``da = dy * b``; ``db`` = dy * a, summed over the tokens that b was used for, in the order of the
+    tokens."""
+    a, b, adapter_ids, cu_seqlens = saved
+    dy, da, db = like(a, dy), None, None
+    if dy.shape != a.shape:
+        raise ValueError(f"dy: expected shape {a.shape}, got {dy.shape}")
+    if wants(needs, "a"):
+        da = _multiply(dy, saved)
+    if wants(needs, "b"):
+        db = _core.empty(b.shape, a.dtype)
+        if _same_shape(saved):
+            _core.multiply(dy.reshape(-1), a.reshape(-1), db.reshape(-1))
+        else:
+            _core.multiply_rows_bwd(dy, a, adapter_ids, cu_seqlens, _rows(db))
+    return MultiplyGrads(da, db)
+
+
+def _same_shape(saved: MultiplySaved) -> bool:
+    return saved.a.shape == saved.b.shape and saved.adapter_ids is None
+
+
+def _rows(b: Array) -> Array:
+    """The vectors [G, D] of b, a view."""
+    if b.ndim == 1:
+        return b[None]
+    return b[:, 0] if b.ndim == 3 and b.shape[1] == 1 else b
+
+
+def _multiply(x: Array, saved: MultiplySaved) -> Array:
+    """``x * b``, x in the shape of a."""
+    y = _core.empty(x.shape, x.dtype)
+    if _same_shape(saved):
+        _core.multiply(x.reshape(-1), saved.b.reshape(-1), y.reshape(-1))
+    else:
+        _core.multiply_rows_fwd(x, _rows(saved.b), saved.adapter_ids, saved.cu_seqlens, y)
+    return y
 
 
 class ScaleBySaved(NamedTuple):
@@ -84,6 +162,28 @@ def dropout(x: Any, mask_scale: Any) -> tuple[Array, Array]:
 def dropout_backward(saved: Array, dy: Any) -> DropoutGrads:
     """``dx = dy * mask_scale``; the mask is a constant."""
     return DropoutGrads(dropout(dy, saved)[0])
+
+
+class ReluGrads(NamedTuple):
+    """Gradient of :func:`relu`."""
+
+    dx: Array
+
+
+def relu(x: Any) -> tuple[Array, Array]:
+    """``max(x, 0)``, any shape; y itself is what :func:`relu_backward` needs."""
+    x = real(x)
+    y = _core.empty(x.shape, x.dtype)
+    _core.relu_fwd(x.reshape(-1), y.reshape(-1))
+    return y, y
+
+
+def relu_backward(saved: Array, dy: Any) -> ReluGrads:
+    """``dx = dy`` where y is positive, else 0."""
+    dy = like(saved, dy)
+    dx = _core.empty(saved.shape, saved.dtype)
+    _core.relu_bwd(saved.reshape(-1), dy.reshape(-1), dx.reshape(-1))
+    return ReluGrads(dx)
 
 
 _GELU_FORMS = {"none": 0, "tanh": 1}
