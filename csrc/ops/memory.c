@@ -5,10 +5,11 @@
 #include <stdlib.h>
 
 #define CLASSES 256
-#define REUSE   3    /* classes: a request takes an idle block of less than twice its size, never one of another kind of array */
-#define SLACK   1.25
+#define REUSE \
+    3 /* classes: a request takes an idle block of less than twice its size, never one of another kind of array */
+#define SLACK 1.25
 
-struct header {    /* sits in the 64 bytes before the block */
+struct header { /* sits in the 64 bytes before the block */
     struct header *next;
     size_t bytes;
     int class;
