@@ -65,6 +65,10 @@ def edit(folder, name, **fields):
         ("poly", {"lora_alpha": 3}, "POLYMOE"),
         ("mhr", {"n_splits": 2, "noise": "off", "temperature": 0.5}, "POLY"),
         ("mhr", {"n_splits": 2, "rank_pattern": {"value": 3}}, "POLYMOE"),
+        ("poly", {"gate": "l2", "noise": "off"}, "POLYMOE"),
+        ("poly", {"gate": "straight_through"}, "POLYMOE"),
+        ("poly", {"average_correction": True, "gate_dropout": 0.1}, "POLYMOE"),
+        ("poly", {"gate_dropout": 0.1}, "POLY"),
     ],
 )
 def test_a_saved_adapter_comes_back_bit_for_bit(base, tmp_path, method, options, kind):

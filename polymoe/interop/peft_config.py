@@ -43,6 +43,7 @@ def peft_type(config: AdapterConfig) -> str:
     if config.router == "constant":
         return "LORA"
     plain = not config.rank_pattern and not config.alpha_pattern
+    plain = plain and config.gate == "sigmoid" and not config.average_correction
     if config.router == "task_table" and plain and _is_exact_fold(config.lora_alpha):
         return "POLY"
     return "POLYMOE"
