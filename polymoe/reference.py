@@ -284,7 +284,7 @@ def task_router(
     w = gates / total
     # sum_i dw[i] w[i] is taken off along this direction; no gate open: the gradient of the gates themselves
     direction = w if gate == "l2" else np.zeros_like(w) if average_correction else np.ones_like(w)
-    slopes = slopes / np.where(gates.any(axis=2, keepdims=True), total, 1)
+    slopes = slopes / np.where(gates.any(axis=2, keepdims=True) | average_correction, total, 1)
     return w, (logits, task_ids, w, slopes, direction)
 
 

@@ -46,6 +46,14 @@ def test_straight_through_without_an_open_gate_uses_no_skill_and_can_recover() -
     np.testing.assert_allclose(grad(saved, dy), dy * s * (1 - s), rtol=1e-12)
 
 
+def test_average_correction_has_the_same_slope_without_an_open_gate() -> None:
+    logits, dy = np.array([[[-1.0, -0.5, -2.0, -0.1]]]), np.array([[[1.0, -2.0, 3.0, 0.5]]])
+    w, saved = F.task_router(logits, [0], gate="straight_through", average_correction=True)
+    assert not w.any()
+    s = 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(grad(saved, dy), dy * s * (1 - s) / 2, rtol=1e-12)
+
+
 def test_l2_has_length_one_and_no_gradient_along_itself() -> None:
     w, saved = F.task_router(LOGITS, IDS, gate="l2")
     np.testing.assert_allclose((w * w).sum(2), 1, rtol=1e-12)

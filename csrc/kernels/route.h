@@ -7,8 +7,8 @@
  *   l2                 z                             1                               a / n, n = max(|a|, 1e-12)
  *   with `average`, w = a / n, n = sqrt(S / Q), whatever the other gates
  *   dz = slope / n (dw - sum_i dw[i] w[i]); in l2 dw - w sum_i dw[i] w[i]; with `average` dw alone
- * Without noise the temperature of the sigmoids is 1. Where all a are 0 the gradient takes n = 1: no skill was chosen, and
- * divided by 1e-12 the step would be the last. logits noise mask weights gates (a) slopes (slope / n) [Q,S].
+ * Without noise the temperature of the sigmoids is 1. Where all a are 0 the gradient takes n = 1 (without `average`): no skill was
+ * chosen, and divided by 1e-12 the step would be the last. logits noise mask weights gates (a) slopes (slope / n) [Q,S].
  * Few values: plain libm in float64. */
 
 static void FN(task_router_fwd)(ptrdiff_t Q, ptrdiff_t S, const real *restrict logits,
@@ -45,7 +45,7 @@ static void FN(task_router_fwd)(ptrdiff_t Q, ptrdiff_t S, const real *restrict l
                                                              : sum + 1e-12;
         for (ptrdiff_t i = q * S; i < (q + 1) * S; i++) {
             weights[i] = (real)((double)gates[i] / n);
-            slopes[i] = (real)((double)slopes[i] / (sum == 0 ? 1 : n));
+            slopes[i] = (real)((double)slopes[i] / (sum == 0 && !average ? 1 : n));
         }
     }
 }
