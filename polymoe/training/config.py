@@ -31,8 +31,10 @@ class TrainingConfig:
     max_length: int | None = None
     """Tokens of a text at most, never more than the base takes; None takes the base's own limit."""
 
-    learning_rate: float = 1e-2
-    """Of the skills (LoRA pairs)."""
+    learning_rate: float | None = None
+    """Of the skills (LoRA pairs); None takes 1e-3 / scale, the scale being the adapter's lora_alpha / r: the
+    product of the two is what a step of Adam moves the output by, so that one default suits all methods.
+    """
     router_learning_rate: float = 1e-1
     """Of the routing logits."""
     head_learning_rate: float = 1e-2
@@ -94,8 +96,9 @@ class TrainingConfig:
         _integer("max_steps", self.max_steps, -1)
         _integer("warmup_steps", self.warmup_steps, 0)
         _integer("seed", self.seed, 0)
+        if self.learning_rate is not None:
+            _number("learning_rate", self.learning_rate, 0.0, math.inf)
         for name in (
-            "learning_rate",
             "router_learning_rate",
             "head_learning_rate",
             "weight_decay",
@@ -127,6 +130,12 @@ class TrainingConfig:
         if unknown:
             raise TypeError(f"training: expected settings out of {known}, got {unknown}")
         return cls(**settings)
+
+    def learning_rates(self, scale: float) -> dict[str, float]:
+        """The rate of each group of parameters, for adapters of this scale."""
+        skills = 1e-3 / scale if self.learning_rate is None else self.learning_rate
+        head = self.head_learning_rate
+        return {"router": self.router_learning_rate, "skills": skills, "heads": head, "objective": head}
 
     def warmup(self, total: int) -> int:
         """Number of warm-up steps of a run of ``total`` steps."""

@@ -27,12 +27,16 @@ class Update(NamedTuple):
 class AdamW:
     """torch.optim.AdamW's update on every trainable segment of ``parameters``; frozen ones keep every bit.
 
-    ``step`` counts finished updates, ``total`` is the number that the schedule runs over. ``m`` and ``v``
-    are flat buffers laid out as the parameters.
+    ``step`` counts finished updates, ``total`` is the number that the schedule runs over, ``scale`` is that
+    of the adapters (see ``TrainingConfig.learning_rate``). ``m`` and ``v`` are flat buffers laid out as the
+    parameters.
     """
 
-    def __init__(self, parameters: FlatParameters, config: TrainingConfig, total: int) -> None:
+    def __init__(
+        self, parameters: FlatParameters, config: TrainingConfig, total: int, scale: float = 1.0
+    ) -> None:
         self.parameters, self.config, self.total = parameters, config, total
+        self.rates = config.learning_rates(scale)
         self.step = 0
         self.m: np.ndarray = np.zeros_like(parameters.data)
         self.v: np.ndarray = np.zeros_like(parameters.data)
@@ -47,9 +51,8 @@ class AdamW:
         """The rate of each group in the next update."""
         c = self.config
         factor = SCHEDULES[c.lr_scheduler_type](self.step, c.warmup(self.total), self.total)
-        base = {"router": c.router_learning_rate, "skills": c.learning_rate}
         groups = dict.fromkeys(s.group for s in self.segments)
-        return {group: factor * base.get(group, c.head_learning_rate) for group in groups}
+        return {group: factor * self.rates[group] for group in groups}
 
     def grad_norm(self, n_examples: int = 1) -> float:
         """Norm of the summed gradients divided by ``n_examples``, over the trainable segments."""

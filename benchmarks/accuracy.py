@@ -1,0 +1,116 @@
+"""Does training help? Each method against a linear head on the frozen features.
+
+    python -m benchmarks.accuracy DATA ...
+
+For each collection of tasks (a folder), method and seed it trains as `polymoe train --data DATA
+--method METHOD --seed SEED` does, with nothing else set but what is said here. The rival is scikit-
+learn's logistic regression on the embeddings of the frozen base, one per task, regularised as is
+best on the same validation split, which the seed draws. Runs that are there already are not run
+again, so an interrupted table goes on where it stopped. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import tyro
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+import polymoe
+from polymoe.data import Example, TaskData, has_labels, read_tasks
+from polymoe.models import Bert
+from polymoe.recipe import Recipe
+
+STRENGTHS = [0.01, 0.1, 1.0, 10.0, 100.0, 1000.0]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Accuracy of methods and of a linear head on the frozen features, over several seeds."""
+
+    data: tyro.conf.Positional[tuple[str, ...]]
+    """Folders of tasks; those whose outputs are labels are taken."""
+    output: str = "runs/accuracy"
+    """Where the runs are kept."""
+    methods: tuple[str, ...] = ("poly", "mhr")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: int = 2
+    base: str = "minilm"
+
+
+def linear_head(base: Bert, tasks: dict[str, TaskData], cache: dict[str, np.ndarray]) -> dict[str, float]:
+    """Test accuracy by task of logistic regression on frozen embeddings, at its best on validation."""
+
+    def features(examples: tuple[Example, ...]) -> np.ndarray:
+        new = list(dict.fromkeys(e.input for e in examples if e.input not in cache))
+        cache.update(zip(new, base.encode(new), strict=True))
+        return np.array([cache[e.input] for e in examples])
+
+    result = {}
+    for name, task in tasks.items():
+        x, v, t = (features(task.split(part)) for part in ("train", "valid", "test"))
+        y, z, u = ([e.output for e in task.split(part)] for part in ("train", "valid", "test"))
+        fitted = [LogisticRegression(C=c, max_iter=2000).fit(x, y) for c in STRENGTHS]
+        result[name] = float(max(fitted, key=lambda model: model.score(v, z)).score(t, u))
+    return result
+
+
+def trained(options: Options, data: str, names: list[str], method: str, seed: int) -> dict[str, float]:
+    """Test accuracy by task of a run; it is trained unless its folder says that it was."""
+    folder = Path(options.output) / Path(data).name / f"{method}-{seed}"
+    if not (folder / "summary.json").exists():
+        recipe = Recipe(data=data, base=options.base, method=method, tasks=tuple(names))
+        recipe = replace(recipe, training=replace(recipe.training, epochs=options.epochs, seed=seed))
+        started = (folder / "recipe.yaml").exists()
+        recipe.trainer(folder).train(resume=started)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return {name: values["accuracy"] for name, values in summary["evaluation"]["tasks"].items()}
+
+
+def table(rows: dict[str, list[dict[str, float]]], names: list[str]) -> str:
+    """Markdown: a row a method, a column a task; percent, mean and standard deviation over the seeds."""
+
+    def cell(values: list[float]) -> str:
+        spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+        return f"{100 * np.mean(values):.1f}{spread}"
+
+    lines = ["| method | " + " | ".join(names) + " | **mean** |", "|---" * (len(names) + 2) + "|"]
+    for method, seeds in rows.items():
+        means = [float(np.mean([seed[name] for name in names])) for seed in seeds]
+        cells = [cell([seed[name] for seed in seeds]) for name in names]
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | **{cell(means)}** |")
+    rival = [float(np.mean(list(seed.values()))) for seed in rows["linear head"]]
+    for method, seeds in rows.items():
+        if method != "linear head" and len(seeds) > 1:
+            gain = np.array([np.mean(list(seed.values())) for seed in seeds]) - rival
+            error = np.std(gain, ddof=1) / np.sqrt(len(gain))
+            verdict = "above" if gain.mean() > 2 * error and gain.mean() > 0 else "NOT above"
+            lines.append(
+                f"\n{method}: {100 * gain.mean():+.1f} points over the linear head, "
+                f"standard error {100 * error:.1f}: {verdict} it by more than two standard errors."
+            )
+    return "\n".join(lines)
+
+
+def main(options: Options) -> None:
+    """Run what is missing and print the tables."""
+    base = polymoe.load_base(options.base)
+    for data in options.data:
+        names = [name for name, task in read_tasks(data).items() if has_labels(task)]
+        rows: dict[str, list[dict[str, float]]] = {"linear head": []}
+        cache: dict[str, np.ndarray] = {}
+        for seed in options.seeds:
+            rows["linear head"].append(linear_head(base, read_tasks(data, names, seed=seed), cache))
+        for method in options.methods:
+            rows[method] = [trained(options, data, names, method, seed) for seed in options.seeds]
+        print(f"\n### {Path(data).name}\n\n{table(rows, names)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    main(tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,)))
