@@ -177,7 +177,7 @@ def dense_backward(saved: Any, dy: Any) -> Grads:
 
 def linear(
     x: Any,
-    weight: Any,  # [O, D], or a PackedWeight
+    weight: Any,  # [O, D], a PackedWeight, or None
     bias: Any = None,
     lora_A: Any = None,
     lora_B: Any = None,
@@ -186,13 +186,21 @@ def linear(
     cu_seqlens: Any = None,
     scale: float = 1.0,
     formulation: str = "auto",  # a matter of speed
+    mixing: str = "factors",
+    ids: Any = None,
 ) -> Pair:
     weight = weight.unpack() if hasattr(weight, "unpack") else weight
+    weight = np.zeros((lora_B.shape[2], x.shape[1])) if weight is None else weight
     y, group = dense(x, weight, bias)[0], None
     if lora_A is not None:
         cu_seqlens = np.array([0, len(x)]) if cu_seqlens is None else cu_seqlens
         adapter_ids = np.zeros(len(cu_seqlens) - 1, int) if adapter_ids is None else adapter_ids
         group = np.repeat(adapter_ids, np.diff(cu_seqlens))  # [N]
+        if mixing == "outputs" and weights is not None:
+            by_token = weights[group, 0] if ids is None else weights[group]
+            by_token_ids = None if ids is None else ids[group]
+            y, saved = moe(x, weight, bias, lora_A, lora_B, by_token, by_token_ids, scale)
+            return y, (saved, group, weights.shape)
         A, B = (lora_A, lora_B) if weights is None else (mix(weights, lora_A)[0], mix(weights, lora_B)[0])
         for g in np.unique(group):
             y[group == g] += scale * (x[group == g] @ A[g].T) @ B[g]
@@ -200,6 +208,11 @@ def linear(
 
 
 def linear_backward(saved: Any, dy: Any) -> Grads:
+    if len(saved) == 3:  # outputs
+        saved, group, shape = saved
+        grads, by_token = moe_backward(saved, dy), np.zeros((shape[0], shape[-1]))
+        np.add.at(by_token, group, grads["dweights"])
+        return {**grads, "dweights": by_token.reshape(shape)}
     x, weight, lora_A, lora_B, weights, group, scale = saved
     dx, dA, dB, dweights = dy @ weight, None, None, None
     if lora_A is not None:
@@ -213,6 +226,41 @@ def linear_backward(saved: Any, dy: Any) -> Grads:
             from_A, from_B = mix_backward((weights, lora_A, 1), dA), mix_backward((weights, lora_B, 1), dB)
             dA, dB, dweights = from_A["dbank"], from_B["dbank"], from_A["dweights"] + from_B["dweights"]
     return {"dx": dx, "dlora_A": dA, "dlora_B": dB, "dweights": dweights}
+
+
+def moe(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    lora_A: Any,  # [S, r, D], or [1, r, D] for all experts
+    lora_B: Any,
+    weights: Any,  # [N, S], or [N, k] with ids
+    ids: Any = None,
+    scale: float = 1.0,
+    formulation: str = "auto",  # a matter of speed
+) -> Pair:
+    weight = weight.unpack() if hasattr(weight, "unpack") else weight
+    weight = np.zeros((lora_B.shape[2], x.shape[1])) if weight is None else weight
+    ids = np.broadcast_to(np.arange(len(lora_B)), weights.shape) if ids is None else ids
+    w, rows = np.zeros((len(x), len(lora_B))), np.arange(len(x))[:, None]
+    np.add.at(w, (rows, ids), weights)  # [N, S]
+    y = dense(x, weight, bias)[0]
+    for s, B in enumerate(lora_B):
+        y += scale * w[:, s, None] * (x @ lora_A[s % len(lora_A)].T) @ B
+    return y, (x, weight, lora_A, lora_B, w, (rows, ids), scale)
+
+
+def moe_backward(saved: Any, dy: Any) -> Grads:
+    x, weight, lora_A, lora_B, w, at, scale = saved
+    dx, dA, dB, dw = dy @ weight, np.zeros_like(lora_A), np.zeros_like(lora_B), np.zeros_like(w)
+    for s, B in enumerate(lora_B):
+        A = lora_A[s % len(lora_A)]
+        h, e, w_s = x @ A.T, scale * dy @ B.T, w[:, s, None]
+        dx += w_s * e @ A
+        dA[s % len(lora_A)] += (w_s * e).T @ x
+        dB[s] = (w_s * h).T @ (scale * dy)
+        dw[:, s] = (h * e).sum(axis=1)
+    return {"dx": dx, "dlora_A": dA, "dlora_B": dB, "dweights": dw[at]}
 
 
 def embedding(ids: Any, table: Any) -> Pair:

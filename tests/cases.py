@@ -687,6 +687,8 @@ class Term(NamedTuple):
     adapter_ids: list[int]
     lengths: list[int]
     formulation: str = "auto"
+    mixing: str = "factors"
+    k: int | None = None  # outputs of so many experts per group, of G groups
 
 
 def linear_cases() -> Iterator[Case]:
@@ -709,6 +711,16 @@ def linear_cases() -> Iterator[Case]:
         (192, 200, Term(16, 8, 2, 24, [3 * i % 24 for i in range(40)], [7 * i % 50 for i in range(40)])),
         (128, 136, Term(4, 8, 1, 100, [i % 100 for i in range(300)], [i % 3 for i in range(300)])),
         (200, 190, Term(20, 4, 1, None, [i % 4 for i in range(40)], [30] * 40)),
+        (1, 1, Term(1, 1, 1, 1, [0], [1], mixing="outputs")),
+        (17, 33, Term(3, 5, 1, 3, [2, 0, 1, 2, 0, 0], several, mixing="outputs")),
+        (530, 12, Term(4, 7, 1, 5, [0, 4, 1], [2, 130, 9], mixing="outputs")),
+        (16, 32, Term(2, 3, 1, 4, [], [], mixing="outputs")),
+        (96, 100, Term(8, 6, 1, 40, list(range(40)), [30] * 40, mixing="outputs")),
+        (17, 33, Term(3, 9, 1, 3, [2, 0, 1, 2, 0, 0], several, mixing="outputs", k=2)),
+        (16, 15, Term(8, 20, 1, 4, [0, 3, 3, 0], [1, 2, 0, 30], mixing="outputs", k=3)),  # groups 1, 2 unused
+        (1, 1, Term(1, 1, 1, 1, [0], [1], mixing="outputs", k=1)),
+        (20, 30, Term(2, 3, 1, 4, [], [], mixing="outputs", k=2)),
+        (96, 100, Term(8, 50, 1, 8, [i % 8 for i in range(40)], [30] * 40, mixing="outputs", k=4)),
     ]
     for d, o, term in sizes:
         n = sum(term.lengths)
@@ -724,12 +736,19 @@ def linear_cases() -> Iterator[Case]:
                 "cu_seqlens": lengths_to_cu_seqlens(t.lengths),
                 "scale": 0.6,
                 "formulation": t.formulation,
+                "mixing": t.mixing,
             }
-            return args if t.G is None else {**args, "weights": rng.random((t.G, t.Q, t.S))}
+            if t.G is None:
+                return args
+            if t.k is None:
+                return {**args, "weights": rng.random((t.G, t.Q, t.S))}
+            ids = rng.permuted(np.tile(np.arange(t.S), (t.G, 1)), axis=1)[:, : t.k]
+            return {**args, "weights": rng.normal(size=(t.G, t.k)), "ids": ids}
 
         yield Case(
             "linear",
-            f"N={n} D={d} O={o} r={term.r} S={term.S} Q={term.Q} G={term.G} {term.formulation}",
+            f"N={n} D={d} O={o} r={term.r} S={term.S} Q={term.Q} G={term.G} "
+            + (term.formulation if term.mixing == "factors" else f"outputs k={term.k}"),
             make,
             ("x", "lora_A", "lora_B") + (() if term.G is None else ("weights",)),
             {"float32": 1e-5, "float64": 1e-13},
@@ -742,6 +761,27 @@ def linear_cases() -> Iterator[Case]:
         return {"x": rng.normal(size=(13, 70)), "weight": rng.normal(size=(50, 70))}
 
     yield Case("linear", "no term", plain, ("x",), {"float32": 1e-5, "float64": 1e-13})
+
+    for form in ("mix", "concat", "pairs", "outputs", "ids"):
+
+        def alone(rng: np.random.Generator, form: str = form) -> Args:
+            args = {"x": rng.normal(size=(200, 600)), "weight": None, "cu_seqlens": np.array([0, 40, 200])}
+            args |= {"lora_A": rng.normal(size=(3, 4, 600)) / 25, "lora_B": rng.normal(size=(3, 4, 37))}
+            args |= {"adapter_ids": np.array([1, 0]), "scale": 0.7, "weights": rng.random((2, 1, 3))}
+            if form in ("mix", "concat"):
+                return {**args, "formulation": form}
+            if form == "pairs":
+                return {k: v for k, v in args.items() if k != "weights"}
+            ids = {"weights": rng.random((2, 2)), "ids": np.array([[2, 0], [0, 1]])} if form == "ids" else {}
+            return {**args, **ids, "mixing": "outputs"}
+
+        yield Case(
+            "linear",
+            f"term alone, {form}",
+            alone,
+            ("x", "lora_A", "lora_B") + (() if form == "pairs" else ("weights",)),
+            {"float32": 1e-5, "float64": 1e-13},
+        )
 
     def one_group(rng: np.random.Generator) -> Args:
         args = {"lora_A": rng.normal(size=(2, 4, 70)), "lora_B": rng.normal(size=(2, 4, 50))}

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from polymoe.adapters import AdaptedLinear, adapt_linear
-from polymoe.adapters.layers import low_rank
 from polymoe.batch import Batch
 
 METHODS = ["lora", "private", "poly", "mhr"]
@@ -260,13 +259,6 @@ def test_dropout_keeps_the_mean_and_drops_whole_entries():
     assert set(np.unique(mask)) == {np.float32(0), np.float32(1 / 0.75)}
     assert abs(mask.mean() - 1) < 0.01
     assert mask.dtype == np.float32
-
-
-def test_low_rank_is_linear_without_the_frozen_product():
-    x, A, B = inputs(6, 12), inputs(2, 3, 12, seed=2), inputs(2, 3, 8, seed=3)
-    y = low_rank(x, A, B, np.array([1, 0]), np.array([0, 2, 6]), 0.5)
-    np.testing.assert_allclose(y[:2], 0.5 * x[:2] @ A[1].T @ B[1], rtol=1e-12)
-    np.testing.assert_allclose(y[2:], 0.5 * x[2:] @ A[0].T @ B[0], rtol=1e-12)
 
 
 @pytest.mark.parametrize(

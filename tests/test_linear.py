@@ -11,6 +11,7 @@ import pytest
 from polymoe import _core
 from polymoe import functional as F
 from polymoe import reference as R
+from polymoe.functional.linear import CONCAT, MIX, NO_TERM
 
 U = 2.0**-24  # float32's unit roundoff
 
@@ -107,7 +108,7 @@ def test_formulations_agree() -> None:
 def test_auto_puts_few_tokens_side_by_side(tokens: int) -> None:
     args = layer(np.random.default_rng(3), tokens, 24, 20, 4, 5, 12)
     args["cu_seqlens"][-1] = tokens
-    assert F.linear(**args)[1].concat == (tokens < 5 * 12)
+    assert F.linear(**args)[1].form == (CONCAT if tokens < 5 * 12 else MIX)
 
 
 def test_no_weights_is_the_pair_itself() -> None:
@@ -121,6 +122,81 @@ def test_no_weights_is_the_pair_itself() -> None:
     np.testing.assert_array_equal(grads.dlora_A, mixed.dlora_A)
     np.testing.assert_array_equal(grads.dlora_B, mixed.dlora_B)
     assert grads.dweights is None
+
+
+def wide_layer(seed: int, **sizes: int) -> dict[str, Any]:
+    args = layer(np.random.default_rng(seed), **sizes)
+    return {
+        k: v.astype(np.float64) if getattr(v, "dtype", None) == np.float32 else v for k, v in args.items()
+    }
+
+
+def test_sparse_outputs_are_dense_outputs() -> None:
+    args = wide_layer(6, N=60, D=24, O=20, r=4, S=7, G=5)
+    ids = np.array([[0, 6], [3, 2], [2, 3], [5, 0], [1, 4]])
+    rows = np.arange(5)[:, None]
+    dense = np.zeros((5, 1, 7))
+    dense[rows, 0, ids] = w = args["weights"][rows, 0, ids]
+    (y, saved), (z, other) = (
+        F.linear(**{**args, "weights": a}, mixing="outputs", ids=i) for a, i in ((w, ids), (dense, None))
+    )
+    np.testing.assert_allclose(y, z, rtol=1e-11, atol=1e-12)
+    grads, want = F.linear_backward(saved, y), F.linear_backward(other, y)
+    for name in ("dx", "dlora_A", "dlora_B"):
+        np.testing.assert_allclose(getattr(grads, name), getattr(want, name), rtol=1e-10, atol=1e-11)
+    np.testing.assert_allclose(grads.dweights, want.dweights[rows, 0, ids], rtol=1e-10, atol=1e-11)
+
+
+def test_one_hot_outputs_are_that_expert_and_mixed_factors() -> None:
+    args = wide_layer(7, N=60, D=24, O=20, r=4, S=5, G=5)
+    args["weights"] = np.eye(5)[[3, 1, 4, 0, 2]][:, None]
+    want, _ = F.linear(**{**args, "weights": None, "adapter_ids": [3, 1, 4, 0, 2]})
+    for more in ({"mixing": "factors"}, {"mixing": "outputs"}):
+        np.testing.assert_allclose(F.linear(**args, **more)[0], want, rtol=1e-11, atol=1e-12)
+
+
+def test_experts_that_are_not_chosen_are_not_touched(isa: str) -> None:
+    args = layer(np.random.default_rng(8), 40, 33, 35, 3, 6, 4)
+    ids = np.array([[5, 1], [1, 3], [3, 1], [1, 5]])
+    args |= {"mixing": "outputs", "ids": ids, "weights": args["weights"][:, 0, :2]}
+    clean, _ = F.linear(**args)
+    for name in ("lora_A", "lora_B"):
+        args[name] = args[name].copy()
+        args[name][[0, 2, 4]] = np.nan
+    y, saved = F.linear(**args)
+    assert y.tobytes() == clean.tobytes()
+    grads = F.linear_backward(saved, np.cos(y))
+    assert all(np.isfinite(g).all() for g in grads)
+    for grad in (grads.dlora_A, grads.dlora_B):
+        assert not grad[[0, 2, 4]].any()
+        assert grad[[1, 3, 5]].all()
+
+
+def test_pairs_without_tokens_are_not_touched(isa: str) -> None:
+    args = {**layer(np.random.default_rng(9), 40, 33, 35, 3, 6, 4), "weights": None}
+    args["lora_A"][[4, 5]] = args["lora_B"][[4, 5]] = np.nan
+    y, saved = F.linear(**args)
+    grads = F.linear_backward(saved, y)
+    assert all(np.isfinite(a).all() for a in (y, grads.dx, grads.dlora_A, grads.dlora_B))
+    assert not grads.dlora_A[4:].any()
+
+
+@pytest.mark.parametrize("form", [{"formulation": "mix"}, {"formulation": "concat"}, {"mixing": "outputs"}])
+def test_term_alone_is_what_is_added(form: dict[str, Any]) -> None:
+    args = wide_layer(10, N=40, D=600, O=20, r=4, S=3, G=4)
+    plain, saved = F.linear(args["x"], args["weight"], args["bias"])
+    y, with_term = F.linear(**args, **form)
+    alone, of_term = F.linear(**{**args, "weight": None, "bias": None}, **form)
+    np.testing.assert_allclose(alone, y - plain, rtol=1e-9, atol=1e-10)
+    dx = [F.linear_backward(s, y).dx for s in (with_term, saved, of_term)]
+    np.testing.assert_allclose(dx[2], dx[0] - dx[1], rtol=1e-9, atol=1e-8)
+
+
+@pytest.mark.parametrize("form", [{"formulation": "mix"}, {"formulation": "concat"}, {"mixing": "outputs"}])
+def test_gradient_of_x_needs_no_other(form: dict[str, Any]) -> None:
+    args = wide_layer(11, N=40, D=16, O=20, r=4, S=3, G=4)
+    y, saved = F.linear(**args, **form)
+    assert F.linear_backward(saved, y, {"x"}).dx.tobytes() == F.linear_backward(saved, y).dx.tobytes()
 
 
 def test_only_needed_gradients_are_computed() -> None:
@@ -190,7 +266,7 @@ def test_nothing_is_written_beyond_y(isa: str, N: int, O: int) -> None:
     memory = np.full(2 * guard + N * O, value)
     y = memory[guard : guard + N * O].reshape(N, O)
     x, packed = np.ones((N, 5), np.float32), F.PackedWeight(np.ones((O, 5), np.float32))
-    _core.linear_fwd(x, packed.panels, None, None, None, None, None, None, 1.0, 0, y, None)
+    _core.linear_fwd(x, packed.panels, None, *NO_TERM, y, None)
     assert np.all(y == 5)
     assert np.all(memory[:guard] == value)
     assert np.all(memory[-guard:] == value)
@@ -203,7 +279,8 @@ def test_nothing_is_written_beyond_gradients(isa: str, N: int, D: int, r: int) -
     dlora_A = memory[guard : guard + n].reshape(1, r, D)
     ones = [np.ones(s, np.float32) for s in ((N, D), (N, D), (N, r), (1, r, D), (1, r, D))]
     dy, x, h, lora_A, lora_B = ones
-    _core.linear_bwd(dy, None, x, h, lora_A, lora_B, None, None, None, 1.0, 0, None, dlora_A, None, None)
+    term = (lora_A, lora_B, *NO_TERM[2:])
+    _core.linear_bwd(dy, None, x, h, *term, None, dlora_A, None, None)
     assert np.all(dlora_A == N * D)
     assert np.all(memory[:guard] == 7)
     assert np.all(memory[-guard:] == 7)
@@ -251,6 +328,31 @@ BAD = {
     "formulation: expected 'mix' or 'auto' (concat needs weights of one head), got 'concat'": (
         ValueError,
         {"formulation": "concat", "weights": np.ones((2, 2, 2), np.float32)},
+    ),
+    "mixing: expected 'factors' or 'outputs', got 'sum'": (ValueError, {"mixing": "sum"}),
+    "weights: expected one head (outputs are not cut in blocks), got 2": (
+        ValueError,
+        {"mixing": "outputs", "weights": np.ones((2, 2, 2), np.float32)},
+    ),
+    "ids: expected None (factors are mixed by dense weights), got an array": (
+        ValueError,
+        {"ids": [[0], [1]]},
+    ),
+    "ids: expected values from 0 to 1, got 2 at position 1": (
+        IndexError,
+        {"mixing": "outputs", "ids": [[0], [2]], "weights": np.ones((2, 1), np.float32)},
+    ),
+    "ids: expected shape (2, 1), got (2, 2)": (
+        ValueError,
+        {"mixing": "outputs", "ids": [[0, 1], [1, 0]], "weights": np.ones((2, 1), np.float32)},
+    ),
+    "weights: expected a numpy array, got NoneType": (
+        TypeError,
+        {"mixing": "outputs", "ids": [[0], [1]], "weights": None},
+    ),
+    "weight: expected an array where lora_A is None, got None": (
+        TypeError,
+        {"weight": None, "lora_A": None, "lora_B": None, "weights": None},
     ),
     "x: expected dtype float32 or float64, got int64": (TypeError, {"x": np.ones((5, 8), np.int64)}),
     "x: expected shape (any, any), got (5,)": (ValueError, {"x": np.ones(5, np.float32)}),

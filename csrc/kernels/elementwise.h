@@ -46,6 +46,12 @@ static void FN(scale)(ptrdiff_t n, const real *restrict x, real scale, real *res
     for (ptrdiff_t i = 0; i < n; i++) y[i] = x[i] * scale;
 }
 
+/* y[i] += a * x[i] */
+static void FN(axpy)(ptrdiff_t n, real a, const real *restrict x, real *restrict y)
+{
+    for (ptrdiff_t i = 0; i < n; i++) y[i] += a * x[i];
+}
+
 /* out = sum_i a[i] b[i] in float64; eight sums side by side, so that the compiler may use vectors. */
 static void FN(dot)(ptrdiff_t n, const real *restrict a, const real *restrict b, double *restrict out)
 {

@@ -4,92 +4,90 @@
  *   dx = dy W + g A_g,         g = scale * dy B_g^T         the same pass from dy to dx: projects with B, its epilogue is A
  *   dA_g = sum_n g x,          dB_g = sum_n h dy            by chunk and group, then folded in the order of tokens
  *
- * A_g, B_g are mixed once per group (kernels/mix.h); without weights pair g is lora_A[g], lora_B[g]; in the concat form there is one
- * pair, all skills side by side, and the weights act on h (kernels/lowrank.h, combine). */
+ * The pair A_g, B_g is made once per group (linear_pairs.h); where all experts lie side by side there is one pair, and the weights act
+ * on h and g (kernels/lowrank.h: combine, weigh). Without a frozen weight the epilogue is all there is. */
 #ifndef DT
 #define PM_SELF "../ops/linear.c"
+#include "linear.h"
 #include "segments.h"
 #include <stdatomic.h>
 #include "dtypes.h"
 #else
+#include "linear_pairs.h"
 
-struct FN(linear_pass) {
-    ptrdiff_t N, I, O;                     /* tokens, extents of `in` and `out` */
-    const real *in, *panels, *bias;        /* [N,I]   packed [O,I]   [O] or NULL */
-    real *out;                             /* [N,O] or NULL */
-    ptrdiff_t R, G, Q, S, rank;            /* columns of h, pairs; heads, skills, rank of one skill */
-    const real *weights, *down, *up; /* [G,Q,S] or NULL   [.,rank,I] projects   [.,rank,O] is the epilogue */
-    real scale;
-    int concat, mixes; /* mixes: weights act on the factors */
-    real *mixed_down, *mixed_up; /* mixes: [R,I] and [R,O] of every pair */
-    real *panels_down; /* the packed [R,I] of every pair */
-    struct pm_segments groups; /* the groups as they lie in the tokens */
-    struct pm_segments pairs; /* what one pair serves: the same, or in the concat form whole chunks */
-    real *saved_h; /* [N,R] forward: to be written, or NULL */
-    int backward, learns; /* learns: backward, and gradients of the pairs are wanted */
-    const real *h, *x; /* learns: saved by forward, [N,R] and (its input) [N,O] */
-    real *sums; /* [n_slots] pairs of [R,O] dup, [R,I] ddown, a line further apart than they are long */
-    ptrdiff_t pair; /* that distance: a multiple of the cache's would put all of them into few sets */
-    real *
-        dweights_parts; /* mixes: [2R,G,Q,S], of every row of both factors; concat: [segments of groups, S] */
-    atomic_int failed;
+/* Scratch of one chunk. */
+struct FN(linear_scratch) {
+    real *staged, *low, *weighted; /* [rows,PM_STRIDE]; h or g before and after the weights, [rows,ld] both */
+    real *spread,
+        *dspread; /* [rows,S] PM_TOKENS: weights with zeros for the experts that a token does not use; dweights */
+    ptrdiff_t ld;
 };
 
-struct FN(linear_grads) {
-    const struct FN(linear_pass) * pass;
-    real *dup, *ddown, *dweights;
-};
-
-static ptrdiff_t FN(padded)(ptrdiff_t R)
+/* The weights of one segment of a group, ldw apart; tokens of a group share them. */
+static const real *FN(linear_weights)(const struct FN(linear_pass) * c, const struct pm_segment *s,
+                                      const struct FN(linear_scratch) * scratch, ptrdiff_t *ldw)
 {
-    const ptrdiff_t panel = PM_ALIGN / sizeof(real);
-    return (R + panel - 1) / panel * panel;
+    const ptrdiff_t S = c->term->S;
+    const int by_token = c->term->form == PM_TOKENS;
+    *ldw = by_token ? S : 0;
+    if (!by_token) return c->weights + s->group * S;
+    return c->term->ids ? scratch->spread : c->weights + s->start * S;
 }
 
-/* Row r of both factors of every pair. */
-static void FN(linear_mix_item)(void *ctx, ptrdiff_t item)
+/* What meets B, from h = scale * x A^T of a chunk: rows of h are ldh apart, those of u ld. */
+static void FN(linear_weigh)(const struct FN(linear_pass) * c, ptrdiff_t chunk, const real *h, ptrdiff_t ldh,
+                             const struct FN(linear_scratch) * scratch, real *u)
 {
-    const struct FN(linear_pass) *c = ctx;
-    const ptrdiff_t R = c->R, r = item % R;
-    if (item < R) K->mix_fwd(c->G, c->Q, c->S, R, c->I, r, c->weights, c->down, 1, c->mixed_down, R * c->I);
-    else if (c->out) K->mix_fwd(c->G, c->Q, c->S, R, c->O, r, c->weights, c->up, 1, c->mixed_up, R * c->O);
-}
-
-/* The factor of pair g that projects, packed. The scale goes into it, once; in the concat form backward it is left to combine_bwd,
- * since dweights needs the plain product. */
-static void FN(linear_pack_item)(void *ctx, ptrdiff_t g)
-{
-    const struct FN(linear_pass) *c = ctx;
-    const real *down = c->mixes ? c->mixed_down : c->down;
-    K->proj_pack(c->R, c->I, down + g * c->R * c->I, c->concat && c->backward ? 1 : c->scale,
-                 c->panels_down + g * FN(padded)(c->R) * c->I);
-}
-
-/* h or g of a whole chunk, complete: what the form does to it before it meets the other factor. */
-static void FN(linear_combine)(const struct FN(linear_pass) * c, ptrdiff_t chunk, real *low, ptrdiff_t ld)
-{
-    const ptrdiff_t start = chunk * PM_CHUNK, R = c->R;
-    const ptrdiff_t end = c->N - start < PM_CHUNK ? c->N : start + PM_CHUNK;
-    if (c->saved_h)
-        for (ptrdiff_t n = start; n < end; n++)
-            memcpy(c->saved_h + n * R, low + (n - start) * ld, sizeof(real) * R);
-    for (ptrdiff_t i = c->groups.first[chunk]; c->concat && i < c->groups.first[chunk + 1]; i++) {
+    const struct pm_term *t = c->term;
+    for (ptrdiff_t i = c->groups.first[chunk]; i < c->groups.first[chunk + 1]; i++) {
         const struct pm_segment *s = c->groups.at + i;
-        const real *weights = c->weights + s->group * c->S;
-        real *rows = low + (s->start - start) * ld;
-        if (!c->backward) K->combine_fwd(s->end - s->start, c->S, c->rank, weights, rows, ld, rows, ld);
+        const ptrdiff_t n = s->start - chunk * PM_CHUNK, rows = s->end - s->start;
+        ptrdiff_t ldw;
+        const real *weights = FN(linear_weights)(c, s, scratch, &ldw);
+        if (t->form == PM_CONCAT)
+            K->combine_fwd(rows, t->S, t->R, weights, h + n * ldh, ldh, u + n * scratch->ld, scratch->ld);
         else
-            K->combine_bwd(s->end - s->start, c->S, c->rank, weights, c->h + s->start * R, R, c->scale, rows,
-                           ld, c->dweights_parts + i * c->S);
+            K->weigh_fwd(rows, t->S, t->R, t->S_A < t->S, weights, ldw, h + n * ldh, ldh, u + n * scratch->ld,
+                         scratch->ld);
     }
 }
 
-/* ddown of one segment, for the staged columns of dy: h (in the concat form u) is what met them. */
-static void FN(linear_ddown)(const struct FN(linear_pass) * c, const struct pm_segment *s, const real *u,
-                             ptrdiff_t ldu, ptrdiff_t i0, ptrdiff_t columns, const real *staged)
+/* g of a chunk, from dy B^T in its place, and the gradient of the weights. */
+static void FN(linear_unweigh)(const struct FN(linear_pass) * c, ptrdiff_t chunk,
+                               const struct FN(linear_scratch) * scratch)
 {
-    real *ddown = c->sums + s->slot * c->pair + c->R * c->O;
-    K->outer(s->end - s->start, c->R, columns, u, ldu, staged, PM_STRIDE, !s->opens, ddown + i0, c->I);
+    const struct pm_term *t = c->term;
+    const ptrdiff_t start = chunk * PM_CHUNK, S = t->S, ld = scratch->ld;
+    for (ptrdiff_t i = c->groups.first[chunk]; i < c->groups.first[chunk + 1]; i++) {
+        const struct pm_segment *s = c->groups.at + i;
+        const ptrdiff_t rows = s->end - s->start;
+        const real *h = c->h + s->start * c->R_up;
+        real *g = scratch->low + (s->start - start) * ld,
+             *dweights = t->form == PM_TOKENS ? scratch->dspread : c->dweights_parts + i * S;
+        ptrdiff_t ldw;
+        const real *weights = FN(linear_weights)(c, s, scratch, &ldw);
+        memset(dweights, 0, sizeof(real) * (ldw ? rows * S : S));
+        if (t->form == PM_CONCAT)
+            K->combine_bwd(rows, S, t->R, weights, h, c->R_up, c->scale, g, ld, dweights);
+        else
+            K->weigh_bwd(rows, S, t->R, t->S_A < S, weights, ldw, h, c->R_up, c->scale, g, ld, dweights, ldw);
+        for (ptrdiff_t n = 0; t->form == PM_TOKENS && c->dweights && n < rows; n++)
+            if (!t->ids) memcpy(c->dweights + (s->start + n) * S, dweights + n * S, sizeof(real) * S);
+            else
+                for (ptrdiff_t k = 0; k < t->k; k++)
+                    c->dweights[(s->start + n) * t->k + k] =
+                        dweights[n * S + t->ids[(s->start + n) * t->k + k]];
+    }
+}
+
+/* PM_TOKENS with ids: weights of every expert. */
+static void FN(linear_spread)(const struct FN(linear_pass) * c, ptrdiff_t start, ptrdiff_t rows, real *spread)
+{
+    const struct pm_term *t = c->term;
+    memset(spread, 0, sizeof(real) * rows * t->S);
+    for (ptrdiff_t n = 0; n < rows; n++)
+        for (ptrdiff_t i = (start + n) * t->k; i < (start + n + 1) * t->k; i++)
+            spread[n * t->S + t->ids[i]] += c->weights[i];
 }
 
 /* A zero follows each row (kernels/lowrank.h, proj). */
@@ -101,50 +99,72 @@ static void FN(stage)(ptrdiff_t rows, ptrdiff_t columns, const real *x, ptrdiff_
     }
 }
 
+/* One block of columns of a chunk is staged: the projection, and ddown (u is what met it), segment by segment. */
+static void FN(linear_project)(const struct FN(linear_pass) * c, ptrdiff_t chunk, ptrdiff_t i0,
+                               ptrdiff_t columns, const struct FN(linear_scratch) * scratch, const real *u,
+                               ptrdiff_t ldu)
+{
+    const ptrdiff_t R = c->R_down, ld = scratch->ld;
+    for (ptrdiff_t i = c->pairs.first[chunk]; i < c->pairs.first[chunk + 1]; i++) {
+        const struct pm_segment *s = c->pairs.at + i;
+        const ptrdiff_t n = s->start - chunk * PM_CHUNK, rows = s->end - s->start;
+        const real *staged = scratch->staged + n * PM_STRIDE;
+        K->proj(rows, R, c->I, i0, columns, staged, c->panels_down + s->group * FN(padded)(R) * c->I, i0 > 0,
+                scratch->low + n * ld, ld);
+        if (c->learns)
+            K->outer(rows, R, columns, u + n * ldu, ldu, staged, PM_STRIDE, !s->opens,
+                     c->sums + s->slot * c->pair + c->R_up * c->O + i0, c->I);
+    }
+}
+
 static void FN(linear_chunk_item)(void *ctx, ptrdiff_t chunk)
 {
     struct FN(linear_pass) *c = ctx;
     const ptrdiff_t start = chunk * PM_CHUNK, rows = c->N - start < PM_CHUNK ? c->N - start : PM_CHUNK;
-    const ptrdiff_t R = c->R, RP = FN(padded)(R), I = c->I, O = c->O, panel = PM_ALIGN / sizeof(real);
+    const ptrdiff_t R = c->R_up, widest = R < c->R_down ? c->R_down : R, ld = FN(padded)(widest), I = c->I,
+                    O = c->O, panel = PM_ALIGN / sizeof(real), S = c->term->S;
     const struct pm_segment *first = c->pairs.at + c->pairs.first[chunk],
                             *last = c->pairs.at + c->pairs.first[chunk + 1];
-    real *staged = pm_block_get(sizeof(real) * PM_CHUNK * (PM_STRIDE + 2 * RP));
+    const ptrdiff_t spread = c->term->form == PM_TOKENS ? S : 0;
+    real *staged = pm_block_get(sizeof(real) * PM_CHUNK * (PM_STRIDE + 2 * ld + 2 * spread));
     if (!staged) {
         atomic_store(&c->failed, 1);
         return;
     }
-    real *low = staged + PM_CHUNK * PM_STRIDE, *combined = low + PM_CHUNK * RP;
-    const real *u = c->h ? c->h + start * R : NULL;
+    struct FN(linear_scratch) scratch = { .staged = staged, .low = staged + PM_CHUNK * PM_STRIDE, .ld = ld };
+    scratch.weighted = scratch.low + PM_CHUNK * ld;
+    scratch.spread = scratch.weighted + PM_CHUNK * ld;
+    scratch.dspread = scratch.spread + PM_CHUNK * spread;
+    if (spread && c->term->ids) FN(linear_spread)(c, start, rows, scratch.spread);
+    const real *u = c->h ? c->h + start * R : NULL; /* of the forward pass: what met lora_B */
     ptrdiff_t ldu = R;
-    if (c->learns && c->concat) {
-        for (ptrdiff_t i = c->groups.first[chunk]; i < c->groups.first[chunk + 1]; i++) {
-            const struct pm_segment *s = c->groups.at + i;
-            K->combine_fwd(s->end - s->start, c->S, c->rank, c->weights + s->group * c->S,
-                           c->h + s->start * R, R, combined + (s->start - start) * RP, RP);
-        }
-        u = combined, ldu = RP;
+    if (c->learns && c->aside) {
+        FN(linear_weigh)(c, chunk, u, ldu, &scratch, scratch.weighted);
+        u = scratch.weighted, ldu = ld;
     }
+    const real *low = c->aside && !c->backward ? scratch.weighted : scratch.low; /* what meets `up` */
     /* blocks of equal size, a multiple of the panel, so that none is much smaller than the others */
     const ptrdiff_t n_blocks = (I + PM_STAGE - 1) / PM_STAGE,
                     block = ((I + n_blocks - 1) / n_blocks + panel - 1) / panel * panel;
     for (ptrdiff_t i0 = 0; i0 < I; i0 += block) {
         const ptrdiff_t columns = I - i0 < block ? I - i0 : block;
-        FN(stage)(rows, columns, c->in + start * I + i0, I, staged);
-        for (const struct pm_segment *s = first; R && s < last; s++) {
-            const ptrdiff_t n = s->start - start;
-            K->proj(s->end - s->start, R, I, i0, columns, staged + n * PM_STRIDE,
-                    c->panels_down + s->group * RP * I, i0 > 0, low + n * RP, RP);
-            if (c->learns) FN(linear_ddown)(c, s, u + n * ldu, ldu, i0, columns, staged + n * PM_STRIDE);
-        }
         const int complete = i0 + columns == I;
-        if (R && complete) FN(linear_combine)(c, chunk, low, RP);
-        for (const struct pm_segment *s = first; c->out && s < last; s++) {
+        FN(stage)(rows, columns, c->in + start * I + i0, I, staged);
+        if (R) FN(linear_project)(c, chunk, i0, columns, &scratch, u, ldu);
+        for (ptrdiff_t n = 0; complete && c->saved_h && n < rows; n++)
+            memcpy(c->saved_h + (start + n) * c->R_down, scratch.low + n * ld, sizeof(real) * c->R_down);
+        if (complete && c->aside && c->backward) FN(linear_unweigh)(c, chunk, &scratch);
+        else if (complete && c->aside)
+            FN(linear_weigh)(c, chunk, scratch.low, ld, &scratch, scratch.weighted);
+        for (const struct pm_segment *s = first; c->out && (c->panels || complete) && s < last; s++) {
             const ptrdiff_t n = s->start - start;
-            const real *up = c->mixed_up ? c->mixed_up + s->group * R * O
-                             : c->up     ? c->up + s->group * R * O
-                                         : NULL;
-            K->gemm(s->end - s->start, columns, O, staged + n * PM_STRIDE, c->panels + i0 * panel, I * panel,
-                    i0 > 0, c->bias, complete ? R : 0, low + n * RP, RP, up, O, c->out + s->start * O, O);
+            const real *up = c->makes ? c->made_up + s->group * R * O
+                             : c->up  ? c->up + s->group * R * O
+                                      : NULL;
+            K->gemm(s->end - s->start, c->panels ? columns : 0, O, staged + n * PM_STRIDE,
+                    c->panels ? c->panels + i0 * panel : staged, c->panels ? I * panel : 0,
+                    c->panels && i0 > 0, c->bias, complete ? R : 0, low + n * ld, ld, up, O,
+                    c->out + s->start * O, O);
         }
     }
     for (ptrdiff_t o0 = 0; c->learns && o0 < O; o0 += PM_STAGE) {
@@ -152,149 +172,111 @@ static void FN(linear_chunk_item)(void *ctx, ptrdiff_t chunk)
         FN(stage)(rows, columns, c->x + start * O + o0, O,
                   staged); /* x is far away: read it once and in order */
         for (const struct pm_segment *s = first; s < last; s++)
-            K->outer(s->end - s->start, R, columns, low + (s->start - start) * RP, RP,
+            K->outer(s->end - s->start, R, columns, low + (s->start - start) * ld, ld,
                      staged + (s->start - start) * PM_STRIDE, PM_STRIDE, !s->opens,
                      c->sums + s->slot * c->pair + o0, O);
     }
     pm_block_put(staged);
 }
 
-/* Pairs, then chunks. Everything that a pass allocates is freed by linear_end. */
-static int FN(linear_run)(struct FN(linear_pass) * c, ptrdiff_t B, const int64_t *cu_seqlens,
-                          const int64_t *adapter_ids)
+/* A pass over a term; scale, shapes of the pairs and what is made of them follow from it. */
+static struct FN(linear_pass) FN(linear_pass_of)(const struct pm_term *t, int backward)
 {
-    if (pm_segments_make(&c->groups, c->N, c->R ? B : 1, c->R ? c->G : 1, c->R ? cu_seqlens : NULL,
-                         c->R ? adapter_ids : NULL))
+    const int aside = t->form == PM_CONCAT || t->form == PM_OUTPUTS || t->form == PM_TOKENS;
+    const ptrdiff_t R_B = (aside                  ? t->S
+                           : t->form == PM_GATHER ? t->k
+                                                  : 1) *
+                          t->R,
+                    R_A = aside ? t->S_A * t->R : R_B;
+    return (struct FN(linear_pass)){ .term = t,
+                                     .weights = t->weights,
+                                     .down = backward ? t->lora_B : t->lora_A,
+                                     .up = backward ? t->lora_A : t->lora_B,
+                                     .R_down = backward ? R_B : R_A,
+                                     .R_up = backward ? R_A : R_B,
+                                     .scale = (real)t->scale,
+                                     .makes = t->weights && !aside,
+                                     .aside = aside,
+                                     .backward = backward };
+}
+
+/* Pairs, then chunks. Everything that a pass allocates is freed by linear_end. */
+static int FN(linear_run)(struct FN(linear_pass) * c)
+{
+    const struct pm_term *t = c->term;
+    const int grouped = t->R && t->form != PM_TOKENS;
+    if (pm_segments_make(&c->groups, c->N, grouped ? t->B : 1, grouped ? t->G : 1,
+                         grouped ? t->cu_seqlens : NULL, grouped ? t->adapter_ids : NULL))
         return -1;
-    if (c->concat && pm_segments_make(&c->pairs, c->N, 1, 1, NULL, NULL)) return -1;
-    if (!c->concat) c->pairs = c->groups;
-    const ptrdiff_t n_pairs = c->concat ? 1 : c->G, pair = c->R * (c->I + c->O);
-    c->pair = FN(padded)(pair) + PM_ALIGN / sizeof(real);
-    if (c->R) {
-        c->panels_down = pm_block_get(sizeof(real) * n_pairs * FN(padded)(c->R) * c->I);
-        if (!c->panels_down) return -1;
-        if (c->mixes) {
-            c->mixed_down = pm_block_get(sizeof(real) * n_pairs * pair);
-            if (!c->mixed_down) return -1;
-            c->mixed_up = c->mixed_down + n_pairs * c->R * c->I;
-            pm_parallel(2 * c->R, 2.0 * c->S * n_pairs * pair, FN(linear_mix_item), c);
-        }
-        pm_parallel(n_pairs, 4.0 * n_pairs * c->R * c->I, FN(linear_pack_item), c);
-    }
+    const int whole = c->aside && grouped;
+    if (whole && pm_segments_make(&c->pairs, c->N, 1, 1, NULL, NULL)) return -1;
+    if (!whole) c->pairs = c->groups;
+    c->pair = FN(padded)(c->R_up * c->O + c->R_down * c->I) + PM_ALIGN / sizeof(real);
+    if (t->R && FN(linear_make_pairs)(c, c->aside ? 1 : t->G)) return -1;
     if (c->learns) {
         c->sums = pm_block_get(sizeof(real) * c->pairs.n_slots * c->pair);
-        const ptrdiff_t parts = c->concat ? c->groups.first[c->groups.n_chunks] : 2 * c->R * c->G * c->Q;
-        c->dweights_parts = pm_block_get(sizeof(real) * parts * c->S);
-        if (!c->sums || !c->dweights_parts) return -1;
+        if (!c->sums) return -1;
     }
-    pm_parallel(c->pairs.n_chunks, 2.0 * c->N * c->I * c->O + 8.0 * c->N * c->R * (c->I + c->O),
+    if (c->learns || (c->aside && c->backward)) {
+        const ptrdiff_t n = c->aside               ? c->groups.first[c->groups.n_chunks] * t->S
+                            : t->form == PM_GATHER ? t->R * t->G * t->k
+                                                   : 2 * t->R * t->G * t->Q * t->S;
+        c->dweights_parts = pm_block_get(sizeof(real) * n);
+        if (!c->dweights_parts) return -1;
+    }
+    pm_parallel(c->pairs.n_chunks,
+                2.0 * c->N * c->I * c->O + 4.0 * c->N * (c->R_down + c->R_up) * (c->I + c->O),
                 FN(linear_chunk_item), c);
     return atomic_load(&c->failed) ? -1 : 0;
 }
 
-/* One row of one factor, the first R items of `up`, the others of `down`: fold what the chunks summed for each pair, in the order of
- * tokens. That is a gradient by itself, or one of the mixed pair. */
-static void FN(linear_fold_item)(void *ctx, ptrdiff_t item)
-{
-    const struct FN(linear_grads) *grads = ctx;
-    const struct FN(linear_pass) *c = grads->pass;
-    const ptrdiff_t R = c->R, pair = c->pair, r = item % R, n_pairs = c->concat ? 1 : c->G;
-    const int is_up = item < R;
-    const ptrdiff_t columns = is_up ? c->O : c->I;
-    real *sums = is_up ? c->sums : c->sums + R * c->O, *dfactor = is_up ? grads->dup : grads->ddown;
-    for (ptrdiff_t g = 0; g < n_pairs; g++) {
-        real *sum = sums + g * pair + r * columns;
-        if (c->pairs.next[g] == PM_UNUSED) memset(sum, 0, sizeof(real) * columns);
-        else
-            for (ptrdiff_t slot = c->pairs.next[g]; slot >= 0; slot = c->pairs.next[slot])
-                K->add_rows(1, columns, sums + slot * pair + r * columns, columns, sum);
-        if (!c->mixes && dfactor) memcpy(dfactor + (g * R + r) * columns, sum, sizeof(real) * columns);
-    }
-    if (c->mixes && dfactor)
-        K->mix_bwd_bank(n_pairs, c->Q, c->S, R, columns, r, c->weights, sums, pair, 1, dfactor);
-    if (c->mixes && grads->dweights)
-        K->mix_bwd_weights(n_pairs, c->Q, c->S, R, columns, r, is_up ? c->up : c->down, sums, pair, 1,
-                           c->dweights_parts + item * c->G * c->Q * c->S);
-}
-
 static void FN(linear_end)(struct FN(linear_pass) * c)
 {
-    if (c->concat) pm_segments_free(&c->pairs);
+    if (c->pairs.at != c->groups.at) pm_segments_free(&c->pairs);
     pm_segments_free(&c->groups);
     pm_block_put(c->panels_down);
-    pm_block_put(c->mixed_down);
+    pm_block_put(c->made_down);
     pm_block_put(c->sums);
     pm_block_put(c->dweights_parts);
 }
 
-/* rank 0: no low-rank term. G groups; without weights G is S. */
-int FN(pm_linear_fwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, ptrdiff_t B, ptrdiff_t G, ptrdiff_t Q,
-                      ptrdiff_t S, ptrdiff_t rank, const real *x, const real *panels, const real *bias,
-                      const real *lora_A, const real *lora_B, const real *weights, const int64_t *adapter_ids,
-                      const int64_t *cu_seqlens, double scale, int concat, real *y, real *h)
+/* panels NULL: the term alone. h [N, columns] may be NULL. -1 when memory is out. */
+int FN(pm_linear_fwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, const real *panels,
+                      const real *bias, const struct pm_term *term, real *y, real *h)
 {
-    struct FN(linear_pass) c = { .N = N,
-                                 .I = D,
-                                 .O = O,
-                                 .in = x,
-                                 .panels = panels,
-                                 .bias = bias,
-                                 .out = y,
-                                 .R = concat ? S * rank : rank,
-                                 .G = G,
-                                 .Q = Q,
-                                 .S = S,
-                                 .rank = rank,
-                                 .weights = weights,
-                                 .down = lora_A,
-                                 .up = lora_B,
-                                 .scale = (real)scale,
-                                 .concat = concat,
-                                 .mixes = weights && !concat,
-                                 .saved_h = h };
-    const int failed = FN(linear_run)(&c, B, cu_seqlens, adapter_ids);
+    struct FN(linear_pass) c = FN(linear_pass_of)(term, 0);
+    c.N = N, c.I = D, c.O = O, c.in = x, c.panels = panels, c.bias = bias, c.out = y, c.saved_h = h;
+    const int failed = FN(linear_run)(&c);
     FN(linear_end)(&c);
     return failed;
 }
 
-/* panels are those of the transposed weight. Every gradient may be NULL. */
-int FN(pm_linear_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, ptrdiff_t B, ptrdiff_t G, ptrdiff_t Q,
-                      ptrdiff_t S, ptrdiff_t rank, const real *dy, const real *panels, const real *x,
-                      const real *h, const real *lora_A, const real *lora_B, const real *weights,
-                      const int64_t *adapter_ids, const int64_t *cu_seqlens, double scale, int concat,
-                      real *dx, real *dlora_A, real *dlora_B, real *dweights)
+/* panels are those of the transposed weight. Every gradient may be NULL; x may be when those of the term are, h too unless experts
+ * lie side by side. -1 when memory is out. */
+int FN(pm_linear_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *panels,
+                      const real *x, const real *h, const struct pm_term *term, real *dx, real *dlora_A,
+                      real *dlora_B, real *dweights)
 {
-    struct FN(linear_pass) c = { .N = N,
-                                 .I = O,
-                                 .O = D,
-                                 .in = dy,
-                                 .panels = panels,
-                                 .out = dx,
-                                 .R = concat ? S * rank : rank,
-                                 .G = G,
-                                 .Q = Q,
-                                 .S = S,
-                                 .rank = rank,
-                                 .weights = weights,
-                                 .down = lora_B,
-                                 .up = lora_A,
-                                 .scale = (real)scale,
-                                 .concat = concat,
-                                 .mixes = weights && !concat,
-                                 .h = h,
-                                 .x = x,
-                                 .backward = 1,
-                                 .learns = dlora_A || dlora_B || dweights };
-    const int failed = FN(linear_run)(&c, B, cu_seqlens, adapter_ids);
+    const struct pm_term *t = term;
+    struct FN(linear_pass) c = FN(linear_pass_of)(term, 1);
+    c.N = N, c.I = O, c.O = D, c.in = dy, c.panels = panels, c.out = dx, c.h = h, c.x = x;
+    c.learns = dlora_A || dlora_B || dweights;
+    c.dweights = dweights;
+    const int failed = FN(linear_run)(&c);
     if (!failed && c.learns) {
         struct FN(linear_grads)
             grads = { .pass = &c, .dup = dlora_A, .ddown = dlora_B, .dweights = dweights };
-        pm_parallel(2 * c.R, (double)c.R * (D + O) * (c.pairs.n_slots + (c.mixes ? 4.0 * G * S : 0)),
-                    FN(linear_fold_item), &grads);
-        if (dweights) memset(dweights, 0, sizeof(real) * G * Q * S);
-        if (dweights && c.mixes) K->add_rows(2 * c.R, G * Q * S, c.dweights_parts, G * Q * S, dweights);
-        for (ptrdiff_t i = 0; dweights && concat && i < c.groups.first[c.groups.n_chunks]; i++)
-            K->add_rows(1, S, c.dweights_parts + i * S, S, dweights + c.groups.at[i].group * S);
+        const int gathered = t->form == PM_GATHER;
+        pm_parallel(gathered ? 2 * t->R : c.R_up + c.R_down,
+                    (double)(c.R_up * D + c.R_down * O) *
+                        (c.pairs.n_slots + (c.makes && !gathered ? 4.0 * t->G * t->S : 0)),
+                    gathered ? FN(linear_scatter_item) : FN(linear_fold_item), &grads);
+        const ptrdiff_t n = t->G * (gathered ? t->k : t->Q * t->S);
+        if (dweights && t->form != PM_TOKENS) memset(dweights, 0, sizeof(real) * n);
+        if (dweights && c.makes) K->add_rows(gathered ? t->R : 2 * t->R, n, c.dweights_parts, n, dweights);
+        for (ptrdiff_t i = 0;
+             dweights && c.aside && t->form != PM_TOKENS && i < c.groups.first[c.groups.n_chunks]; i++)
+            K->add_rows(1, t->S, c.dweights_parts + i * t->S, t->S, dweights + c.groups.at[i].group * t->S);
     }
     FN(linear_end)(&c);
     return failed;

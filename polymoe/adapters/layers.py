@@ -41,9 +41,8 @@ class LinearAdapter(Module):
         # As in PEFT, what is dropped is the input of the low-rank branch alone, so the branch is a pass of
         # its own.
         dropped = tape.dropout(x, self._mask(x, batch))
-        if weights is not None:
-            lora_A, lora_B = tape.mix(weights, lora_A), tape.mix(weights, lora_B)
-        return tape.add(tape.linear(x, weight, bias), low_rank(dropped, lora_A, lora_B, *groups, self.scale))
+        term = tape.linear(dropped, None, None, lora_A, lora_B, weights, *groups, self.scale)
+        return tape.add(tape.linear(x, weight, bias), term)
 
     def _mask(self, x: Any, batch: Batch) -> np.ndarray:
         """[N, D]: 0 with probability p, else 1/(1-p); a token's row depends on its example and place
@@ -57,18 +56,6 @@ class LinearAdapter(Module):
     def extra_repr(self) -> str:
         """Scale and dropout."""
         return f"scale={self.scale:g}" + (f", lora_dropout={self.dropout:g}" if self.dropout else "")
-
-
-def low_rank(x: Any, lora_A: Any, lora_B: Any, adapter_ids: Any, cu_seqlens: Any, scale: float) -> Any:
-    """scale * (x A_g^T) B_g [N, O] without the frozen product, of pairs [G, r, D], [G, r, O].
-
-    Two thin linear layers with a zero weight, each with an identity for the factor that it lacks.
-    """
-    (n_groups, r, n_in), n_out, dtype = lora_A.shape, lora_B.shape[2], tape.data_of(x).dtype
-    identity = np.tile(np.eye(r, dtype=dtype), (n_groups, 1, 1))
-    narrow, wide = (PackedWeight(np.zeros(shape, dtype)) for shape in ((r, n_in), (n_out, r)))
-    h = tape.linear(x, narrow, None, lora_A, identity, None, adapter_ids, cu_seqlens)
-    return tape.linear(h, wide, None, identity, lora_B, None, adapter_ids, cu_seqlens, scale)
 
 
 def make_adapter(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from polymoe import _core
 from polymoe.functional._arrays import Array, like, like_or_none, real, wants
-from polymoe.functional.linear import pack
+from polymoe.functional.linear import NO_TERM, pack
 
 
 class DenseSaved(NamedTuple):
@@ -37,7 +37,7 @@ def dense(x: Any, weight: Any, bias: Any = None) -> tuple[Array, DenseSaved]:
     if weight.ndim != 2:
         raise ValueError(f"weight: expected shape (O, D), got {weight.shape}")
     y = _core.empty((*x.shape[:1], len(weight)), x.dtype)
-    _core.linear_fwd(x, pack(weight), bias, None, None, None, None, None, 1.0, False, y, None)
+    _core.linear_fwd(x, pack(weight), bias, *NO_TERM, y, None)
     return y, DenseSaved(x, weight, bias)
 
 
@@ -51,22 +51,6 @@ def dense_backward(saved: DenseSaved, dy: Any, needs: set[str] | None = None) ->
 
     grads = DenseGrads(empty("x", x), empty("weight", weight), empty("bias", bias))
     if grads.dx is not None:
-        _core.linear_bwd(
-            dy,
-            pack(weight, transpose=True),
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            1.0,
-            False,
-            grads.dx,
-            None,
-            None,
-            None,
-        )
+        _core.linear_bwd(dy, pack(weight, transpose=True), None, None, *NO_TERM, grads.dx, None, None, None)
     _core.dense_bwd_weight(dy, x, grads.dweight, grads.dbias)
     return grads

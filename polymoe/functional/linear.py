@@ -11,6 +11,9 @@ from polymoe import _core
 from polymoe.functional._arrays import Array, index, like, like_or_none, real, wants
 
 Formulation = Literal["auto", "mix", "concat"]
+Mixing = Literal["factors", "outputs"]
+MIX, CONCAT, OUTPUTS = range(3)  # as the extension counts them
+NO_TERM = (None, None, None, None, None, None, 1.0, MIX)  # a plain product: lora_A ... form
 
 CONCAT_BELOW = 5
 """Tokens per group under which ``auto`` puts the skills side by side: mixing costs more than it saves."""
@@ -74,17 +77,18 @@ class PackedWeight:
 
 
 class LinearSaved(NamedTuple):
-    """What :func:`linear` keeps: its inputs, not copied, and h = scale * x A^T [N, r] (concat: [N, S*r])."""
+    """What :func:`linear` keeps: its inputs, not copied, and h = scale * x A^T [N, ranks side by side]."""
 
     x: Array
-    weight: PackedWeight
+    weight: PackedWeight | None
     lora_A: Array | None
     lora_B: Array | None
     weights: Array | None
+    ids: Array | None
     adapter_ids: Array | None
     cu_seqlens: Array | None
     scale: float
-    concat: bool
+    form: int
     h: Array | None
 
 
@@ -108,54 +112,79 @@ def linear(
     cu_seqlens: Any = None,
     scale: float = 1.0,
     formulation: Formulation = "auto",
+    mixing: Mixing = "factors",
+    ids: Any = None,
 ) -> tuple[Array, LinearSaved]:
-    """``y = x W^T + bias + scale * (x A_g^T) B_g``, the pair of group g mixed by head from S skills.
+    """``y = x W^T + bias + scale * (x A_g^T) B_g``, the pair of group g mixed by head from S experts; or
+    ``y = x W^T + bias + scale * sum_s w[g, s] (x A_s^T) B_s``, their outputs mixed.
 
     Low-rank adaptation is Hu et al. 2021 (arXiv 2106.09685); mixing by task, Ponti et al. 2022 (arXiv
-    2202.13914); by head, Caccia et al. 2022 (arXiv 2211.03831).
+    2202.13914); by head, Caccia et al. 2022 (arXiv 2211.03831); mixing outputs by task, Wang et al. 2023
+    (C-Poly, arXiv 2312.03248).
 
     Args:
         x: [N, D], the tokens of all examples one after another.
-        weight: frozen [O, D], a :class:`PackedWeight`. An array is packed for this call alone.
+        weight: frozen [O, D], a :class:`PackedWeight`. An array is packed for this call alone. None: the
+            low-rank term alone.
         bias: [O], frozen.
         lora_A, lora_B: [S, r, D] and [S, r, O], given together.
         weights: [G, Q, S]: ``A_g = sum_s weights[g, q, s] lora_A[s]`` in the q-th of Q blocks of columns, B_g
-            likewise. None: the pair of group g is lora_A[g], lora_B[g].
+            likewise. None: the pair of group g is lora_A[g], lora_B[g]. With ``ids``: [G, k].
         adapter_ids: [B], the group of every example. None: group 0 for all.
         cu_seqlens: [B + 1], where every example starts, and N. None: one example.
         scale: of the low-rank term.
-        formulation: "mix" makes one pair per group; "concat" puts all skills side by side and weights them in
-            the rank space (one head only), which is faster for few tokens per group; "auto" chooses by their
-            number. With one of the first two an example gives the same bits in any batch.
+        formulation: of mixing factors. "mix" makes one pair per group; "concat" puts all experts side by side
+            and weights them in the rank space (one head only), which is faster for few tokens per group;
+            "auto" chooses by their number. With one of the first two an example gives the same bits in any
+            batch.
+        mixing: "outputs" sums what the experts make of x, with one head: their ranks lie side by side.
+        ids: [G, k], with mixing "outputs": the experts that ``weights`` [G, k] belong to. Only these are
+            computed, the others are not touched.
 
     Returns:
         y [N, O] and what :func:`linear_backward` needs.
 
     Raises:
         TypeError: an array of another dtype than x.
-        ValueError: shapes that do not fit, wrong offsets, heads that do not divide D and O, several
-            heads with "concat".
-        IndexError: an adapter id without a group.
+        ValueError: shapes that do not fit, wrong offsets, heads that do not divide D and O, or "concat" or
+            "outputs" with several heads.
+        IndexError: an adapter id without a group, an id without an expert.
     """
     x = real(x)
-    if not isinstance(weight, PackedWeight):
+    if weight is not None and not isinstance(weight, PackedWeight):
         weight = PackedWeight(like(x, weight))
     if formulation not in ("auto", "mix", "concat"):
         raise ValueError(f"formulation: expected 'auto', 'mix' or 'concat', got {formulation!r}")
+    if mixing not in ("factors", "outputs"):
+        raise ValueError(f"mixing: expected 'factors' or 'outputs', got {mixing!r}")
+    if ids is not None and mixing == "factors":
+        raise ValueError("ids: expected None (factors are mixed by dense weights), got an array")
     bias, lora_A, lora_B, weights = (like_or_none(x, a) for a in (bias, lora_A, lora_B, weights))
-    adapter_ids = None if adapter_ids is None else index(adapter_ids, "adapter_ids")
-    cu_seqlens = None if cu_seqlens is None else index(cu_seqlens, "cu_seqlens")
-    concat = formulation == "concat"
+    ids, adapter_ids, cu_seqlens = (
+        None if a is None else index(a, name)
+        for a, name in ((ids, "ids"), (adapter_ids, "adapter_ids"), (cu_seqlens, "cu_seqlens"))
+    )
+    form = CONCAT if formulation == "concat" else MIX
     if formulation == "auto" and weights is not None and weights.ndim == 3 and weights.shape[1] == 1:
-        concat = len(x) < CONCAT_BELOW * len(weights)
+        form = CONCAT if len(x) < CONCAT_BELOW * len(weights) else MIX
+    if mixing == "outputs":
+        form = OUTPUTS
     h = None
     if lora_A is not None and lora_A.ndim == 3 and x.ndim == 2:
-        h = _core.empty((len(x), lora_A.shape[1] * (lora_A.shape[0] if concat else 1)), x.dtype)
-    y = _core.empty((*x.shape[:1], weight.shape[0]), x.dtype)
-    _core.linear_fwd(
-        x, weight.panels, bias, lora_A, lora_B, weights, adapter_ids, cu_seqlens, scale, concat, y, h
-    )
-    return y, LinearSaved(x, weight, lora_A, lora_B, weights, adapter_ids, cu_seqlens, scale, concat, h)
+        h = _core.empty((len(x), lora_A.shape[1] * _side_by_side(form, lora_A, weights, ids)), x.dtype)
+    n_out = weight.shape[0] if weight is not None else 0 if lora_B is None else lora_B.shape[-1]
+    y = _core.empty((*x.shape[:1], n_out), x.dtype)
+    panels = None if weight is None else weight.panels
+    term = (lora_A, lora_B, weights, ids, adapter_ids, cu_seqlens, scale, form)
+    _core.linear_fwd(x, panels, bias, *term, y, h)
+    return y, LinearSaved(x, weight, *term, h)
+
+
+def _side_by_side(form: int, lora_A: Array, weights: Array | None, ids: Array | None) -> int:
+    """How many experts' ranks are the columns of h."""
+    if weights is None or form == MIX:
+        return 1
+    return ids.shape[-1] if ids is not None else len(lora_A)
 
 
 def linear_backward(saved: LinearSaved, dy: Any, needs: set[str] | None = None) -> LinearGrads:
@@ -163,9 +192,9 @@ def linear_backward(saved: LinearSaved, dy: Any, needs: set[str] | None = None) 
 
     With ``e = scale * dy B_g^T``: ``dx = dy W + e A_g``, ``dA_g = e^T x``, ``dB_g = h^T dy``, and from them
     those of the bank and ``dweights[g, q, s] = <dA_g[q], lora_A[s, q]> + <dB_g[q], lora_B[s, q]>``. The mixed
-    pairs are computed again.
+    pairs are computed again. Where outputs are mixed, ``dweights[g, s] = scale * <dy, (x A_s^T) B_s>``.
     """
-    x, weight, lora_A, lora_B, weights, adapter_ids, cu_seqlens, scale, concat, h = saved
+    x, weight, lora_A, lora_B, weights = saved[:5]
     dy = like(x, dy)
 
     def empty(name: str, a: Array | None) -> Array | None:
@@ -174,8 +203,6 @@ def linear_backward(saved: LinearSaved, dy: Any, needs: set[str] | None = None) 
     grads = LinearGrads(
         empty("x", x), empty("lora_A", lora_A), empty("lora_B", lora_B), empty("weights", weights)
     )
-    panels = None if grads.dx is None else weight.transposed
-    _core.linear_bwd(
-        dy, panels, x, h, lora_A, lora_B, weights, adapter_ids, cu_seqlens, scale, concat, *grads
-    )
+    panels = None if grads.dx is None or weight is None else weight.transposed
+    _core.linear_bwd(dy, panels, x, saved.h, *saved[2:-1], *grads)
     return grads

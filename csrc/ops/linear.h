@@ -1,0 +1,24 @@
+/* linear.h -- the low-rank term of a linear layer: what a binding hands to ops/linear.c and ops/moe.c. */
+#ifndef PM_LINEAR_H
+#define PM_LINEAR_H
+#include "ops.h"
+
+/* How S experts (lora_A[s], lora_B[s]) make the term. "Side by side": their ranks are the columns of one wide h = x A^T. */
+enum pm_form {
+    PM_MIX, /* factors, weights [G,Q,S]: those of a group are mixed, then multiplied. Without weights pair g is expert g */
+    PM_CONCAT, /* the same value with weights [G,1,S]: all experts side by side, weighted and summed on both sides of h */
+    PM_OUTPUTS, /* sum_s weights[g,0,s] (x A_s^T) B_s: all experts side by side, h weighted once */
+    PM_GATHER, /* the same with weights, ids [G,K]: side by side are the experts ids[g,:] of a group; no other is touched */
+    PM_TOKENS, /* as PM_OUTPUTS with weights [N,S] of every token, or weights, ids [N,K]; A may be shared */
+    PM_BUCKETS, /* as PM_TOKENS with ids: the tokens of an expert are gathered (ops/moe.c) */
+};
+
+struct pm_term {
+    enum pm_form form;
+    ptrdiff_t B, G, Q, S, S_A, k,
+        R; /* S_A: of lora_A, 1 where it is shared, else S   k: choices, the extent K   R: of one expert, 0 for no term */
+    const void *lora_A, *lora_B, *weights; /* [S_A,R,D] [S,R,O] */
+    const int64_t *ids, *adapter_ids, *cu_seqlens;
+    double scale;
+};
+#endif
