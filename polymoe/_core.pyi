@@ -169,6 +169,37 @@ def mix_bwd(
     dout: _Array, weights: _Array, bank: _Array, scale: float, dweights: _Array, dbank: _Array, /
 ) -> None: ...
 def mix_fwd(weights: _Array, bank: _Array, scale: float, out: _Array, /) -> None: ...
+def moe_bwd(
+    dy: _Array,
+    weight: _Array | None,
+    x: _Array,
+    h: _Array,
+    lora_A: _Array,
+    lora_B: _Array,
+    weights: _Array,
+    ids: _Array | None,
+    scale: float,
+    buckets: int,
+    dx: _Array | None,
+    dlora_A: _Array | None,
+    dlora_B: _Array | None,
+    dweights: _Array | None,
+    /,
+) -> None: ...
+def moe_fwd(
+    x: _Array,
+    weight: _Array | None,
+    bias: _Array | None,
+    lora_A: _Array,
+    lora_B: _Array,
+    weights: _Array,
+    ids: _Array | None,
+    scale: float,
+    buckets: int,
+    y: _Array,
+    h: _Array | None,
+    /,
+) -> None: ...
 def mse_bwd(
     dloss: _Array, predictions: _Array, targets: _Array, weights: _Array | None, dpredictions: _Array, /
 ) -> None: ...

@@ -796,6 +796,74 @@ def linear_cases() -> Iterator[Case]:
     )
 
 
+class Experts(NamedTuple):
+    """Experts of a layer that mixes outputs by token."""
+
+    r: int
+    S: int
+    k: int | None  # None: dense weights
+    shared: bool
+    formulation: str = "auto"
+
+
+def moe_cases() -> Iterator[Case]:
+    sizes = [
+        (0, 5, 6, Experts(2, 3, None, False)),
+        (0, 5, 6, Experts(2, 3, 1, True, "buckets")),
+        (1, 1, 1, Experts(1, 1, None, False)),
+        (1, 1, 1, Experts(1, 1, 1, True, "buckets")),
+        (5, 7, 9, Experts(3, 4, 2, False)),  # half of the experts: dense
+        (130, 17, 33, Experts(3, 5, None, True)),
+        (130, 33, 17, Experts(8, 5, 2, False)),
+        (130, 33, 17, Experts(9, 5, 2, True)),
+        (129, 20, 12, Experts(2, 3, 3, False, "buckets")),
+        (129, 20, 12, Experts(2, 3, 2, True, "dense")),
+        (40, 530, 35, Experts(4, 7, 2, False)),
+        (40, 1030, 530, Experts(4, 7, 2, True, "buckets")),
+        (1100, 9, 8, Experts(2, 40, 3, False)),  # three blocks, some experts with few tokens
+        (900, 96, 100, Experts(8, 4, None, False)),
+        (900, 96, 100, Experts(8, 4, None, True)),
+        (1300, 96, 100, Experts(8, 8, 2, False)),
+        (1300, 96, 100, Experts(8, 8, 2, True)),
+    ]
+    for n, d, o, e in sizes:
+        for alone in (False, True) if 5 < n < 200 else (False,):
+
+            def make(
+                rng: np.random.Generator,
+                n: int = n,
+                d: int = d,
+                o: int = o,
+                e: Experts = e,
+                alone: bool = alone,
+            ) -> Args:
+                args = {
+                    "x": rng.normal(size=(n, d)),
+                    "weight": None if alone else rng.normal(size=(o, d)) / d**0.5,
+                    "bias": None if alone else rng.normal(size=o),
+                    "lora_A": rng.normal(size=(1 if e.shared else e.S, e.r, d)) / d**0.5,
+                    "lora_B": rng.normal(size=(e.S, e.r, o)) / e.r**0.5,
+                    "weights": rng.normal(size=(n, e.S if e.k is None else e.k)),
+                    "scale": 0.6,
+                    "formulation": e.formulation,
+                }
+                ids = np.argsort(rng.random((n, e.S)), axis=1)[:, : e.k]
+                return args if e.k is None else {**args, "ids": ids}
+
+            yield Case(
+                "moe",
+                f"N={n} D={d} O={o} r={e.r} S={e.S}{' shared A' if e.shared else ''}"
+                + ("" if e.k is None else f" k={e.k}")
+                + f" {e.formulation}{' alone' if alone else ''}",
+                make,
+                ("x", "lora_A", "lora_B", "weights"),
+                {"float32": 1e-5, "float64": 1e-13},
+                2.0 * n * (d * o + (e.k or e.S) * e.r * (d + o)),
+                4.0 * (n * (d + o) + d * o),
+                big=n in (900, 1300),
+            )
+
+
 CASES = [
     case
     for cases in (
@@ -822,6 +890,7 @@ CASES = [
         tensor_product_cases,
         dense_cases,
         linear_cases,
+        moe_cases,
     )
     for case in cases()
 ]

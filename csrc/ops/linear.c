@@ -149,7 +149,7 @@ static void FN(linear_chunk_item)(void *ctx, ptrdiff_t chunk)
     for (ptrdiff_t i0 = 0; i0 < I; i0 += block) {
         const ptrdiff_t columns = I - i0 < block ? I - i0 : block;
         const int complete = i0 + columns == I;
-        FN(stage)(rows, columns, c->in + start * I + i0, I, staged);
+        if (c->panels || R) FN(stage)(rows, columns, c->in + start * I + i0, I, staged);
         if (R) FN(linear_project)(c, chunk, i0, columns, &scratch, u, ldu);
         for (ptrdiff_t n = 0; complete && c->saved_h && n < rows; n++)
             memcpy(c->saved_h + (start + n) * c->R_down, scratch.low + n * ld, sizeof(real) * c->R_down);

@@ -50,6 +50,7 @@ int pm_nargs(Py_ssize_t got, Py_ssize_t expected,
 /* One table of methods per file of bindings; core.c adds them all to the module. */
 extern PyMethodDef pm_methods_dense[], pm_methods_linear[], pm_methods_elementwise[], pm_methods_norm[],
     pm_methods_attention[], pm_methods_gather[], pm_methods_loss[], pm_methods_route[], pm_methods_adam[],
-    pm_methods_random[], pm_methods_mix[], pm_methods_tensor[], pm_methods_prior[], pm_methods_pool[];
+    pm_methods_random[], pm_methods_mix[], pm_methods_tensor[], pm_methods_prior[], pm_methods_pool[],
+    pm_methods_moe[];
 extern PyMethodDef pm_methods_runtime[];
 #endif

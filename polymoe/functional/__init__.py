@@ -27,6 +27,7 @@ from polymoe.functional.gather import embedding, embedding_backward, mean_pool, 
 from polymoe.functional.linear import PackedWeight, linear, linear_backward
 from polymoe.functional.loss import cross_entropy, cross_entropy_backward, mse, mse_backward
 from polymoe.functional.mix import mix, mix_backward
+from polymoe.functional.moe import moe, moe_backward
 from polymoe.functional.norm import l2_normalize, l2_normalize_backward, layer_norm, layer_norm_backward
 from polymoe.functional.optimizer import adamw_step, global_norm
 from polymoe.functional.pool import attention_pool, attention_pool_backward
@@ -78,6 +79,8 @@ __all__ = [
     "mean_pool_backward",
     "mix",
     "mix_backward",
+    "moe",
+    "moe_backward",
     "mse",
     "mse_backward",
     "multiply",
