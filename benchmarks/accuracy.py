@@ -22,7 +22,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 import polymoe
-from polymoe.data import Example, TaskData, has_labels, read_tasks
+from polymoe.data import Example, TaskData, Tokenizer, has_labels, read_tasks
 from polymoe.models import Bert
 from polymoe.recipe import Recipe
 
@@ -40,6 +40,8 @@ class Options:
     methods: tuple[str, ...] = ("poly", "mhr")
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 2
+    max_length: int | None = None
+    """Tokens of a text at most, for all of them alike; None takes the base's own limit."""
     base: str = "minilm"
 
 
@@ -65,7 +67,8 @@ def trained(options: Options, data: str, names: list[str], method: str, seed: in
     folder = Path(options.output) / Path(data).name / f"{method}-{seed}"
     if not (folder / "summary.json").exists():
         recipe = Recipe(data=data, base=options.base, method=method, tasks=tuple(names))
-        recipe = replace(recipe, training=replace(recipe.training, epochs=options.epochs, seed=seed))
+        training = replace(recipe.training, epochs=options.epochs, seed=seed, max_length=options.max_length)
+        recipe = replace(recipe, training=training)
         started = (folder / "recipe.yaml").exists()
         recipe.trainer(folder).train(resume=started)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -100,6 +103,8 @@ def table(rows: dict[str, list[dict[str, float]]], names: list[str]) -> str:
 def main(options: Options) -> None:
     """Run what is missing and print the tables."""
     base = polymoe.load_base(options.base)
+    if options.max_length is not None:
+        base.tokenizer = Tokenizer(base.tokenizer.tokenizer, options.max_length, base.tokenizer.prefix)
     for data in options.data:
         names = [name for name, task in read_tasks(data).items() if has_labels(task)]
         rows: dict[str, list[dict[str, float]]] = {"linear head": []}

@@ -32,7 +32,7 @@ class TrainingConfig:
     """Tokens of a text at most, never more than the base takes; None takes the base's own limit."""
 
     learning_rate: float | None = None
-    """Of the skills (LoRA pairs); None takes 1e-3 / scale, the scale being the adapter's lora_alpha / r: the
+    """Of the skills (LoRA pairs); None takes 5e-4 / scale, the scale being the adapter's lora_alpha / r: the
     product of the two is what a step of Adam moves the output by, so that one default suits all methods.
     """
     router_learning_rate: float = 1e-1
@@ -133,7 +133,7 @@ class TrainingConfig:
 
     def learning_rates(self, scale: float) -> dict[str, float]:
         """The rate of each group of parameters, for adapters of this scale."""
-        skills = 1e-3 / scale if self.learning_rate is None else self.learning_rate
+        skills = 5e-4 / scale if self.learning_rate is None else self.learning_rate
         head = self.head_learning_rate
         return {"router": self.router_learning_rate, "skills": skills, "heads": head, "objective": head}
 
