@@ -6,7 +6,8 @@ export POLYMOE_DATA ?= $(abspath ../shared/data)
 VENV := .venv
 BIN  := $(VENV)/bin
 C    := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.c)
-OPS  := $(wildcard tests/test_ops*.py tests/test_linear*.py tests/test_gradients*.py)
+OPS  := boundary extremes gradients linear multiply ops optimizer random router tensor
+OPS  := $(wildcard $(OPS:%=tests/test_%.py))
 
 help:       ## these lines
 	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
