@@ -23,7 +23,9 @@ def experts(seed: int, N: int = 60, D: int = 24, O: int = 20, r: int = 4, S: int
 
 
 def single(args: dict[str, Any]) -> dict[str, Any]:
-    return {k: v.astype(np.float32) if getattr(v, "dtype", None) == float else v for k, v in args.items()}
+    return {
+        k: v.astype(np.float32) if getattr(v, "dtype", None) == np.float64 else v for k, v in args.items()
+    }
 
 
 def close(a: Any, b: Any) -> None:

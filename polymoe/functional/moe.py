@@ -15,7 +15,7 @@ BUCKETS_UP_TO = 0.4
 
 
 class MoeSaved(NamedTuple):
-    """What :func:`moe` keeps: its inputs, not copied, and h, the projections ``scale * x A^T`` that it made."""
+    """What :func:`moe` keeps: its inputs, not copied, and h, what it made of ``scale * x A^T``."""
 
     x: Array
     weight: PackedWeight | None
