@@ -19,7 +19,7 @@ from polymoe.tape import Node
 
 
 class Parameter(Node):
-    """A trainable array. ``group`` ("router", "skills", "heads", "objective") selects its learning rate.
+    """A trainable array. ``group`` (of ``GROUPS``) selects its learning rate.
 
     ``data`` and ``grad`` become views of the flat buffers once :class:`FlatParameters` has collected it;
     gradients are added in place until :meth:`FlatParameters.zero_grad`.
@@ -174,7 +174,7 @@ class Segment:
     trainable: bool
 
 
-GROUPS = ("router", "skills", "heads", "objective")
+GROUPS = ("router", "content", "skills", "heads", "objective")
 ALIGN = 16  # floats: every parameter starts on a cache line
 
 

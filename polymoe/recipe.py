@@ -38,7 +38,7 @@ class AdapterOptions:
     """Dropout of what enters the low-rank term."""
     temperature: float | None = None
     """Of the noise of the gates."""
-    noise: Literal["per_example", "per_task", "off"] | None = None
+    noise: Literal["per_example", "per_task", "per_step", "off"] | None = None
     """How often the gates' noise is drawn in training."""
     gate: Literal["sigmoid", "straight_through", "softmax", "l2"] | None = None
     """What makes gates of a task's logits."""
@@ -48,6 +48,26 @@ class AdapterOptions:
     """Multiply gates by sqrt(n_splits / n_skills) instead of dividing by their sum."""
     init: Literal["peft", "mttl"] | None = None
     """Whose initial values the skills get."""
+    router: str | None = None
+    """Another router than the method's (`polymoe methods` shows them)."""
+    experts: str | None = None
+    """Other experts than the method's."""
+    mixing: Literal["factors", "outputs"] | None = None
+    """Mix the experts' factors, or their outputs."""
+    task_skills: tuple[str, ...] | None = None
+    """A word of 0 and 1 for each task: its skills, said by hand (router given)."""
+    n_specific: int | None = None
+    """Pairs of each task's own (c-poly)."""
+    specific: Literal["learned_row", "diagonal", "fixed"] | None = None
+    """Which weights of the tasks' own pairs are learnt (c-poly)."""
+    ibp_prior: float | None = None
+    """Coefficient of the prior on the tables of logits."""
+    n_latent_tasks: int | None = None
+    """Tasks that the router makes up (orchmoe)."""
+    pooling: Literal["mean", "attention"] | None = None
+    """How the router makes one vector of an example's tokens (orchmoe)."""
+    stop_router_gradient: bool | None = None
+    """Nothing below the router learns from it (routers that read the tokens)."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +79,7 @@ class Recipe:
     base: str = "minilm"
     """The frozen model: a folder, "minilm", or a name on the hub."""
     method: str = "mhr"
-    """Who shares what: lora, private, poly, mhr."""
+    """Who shares what: lora, private, poly, mhr ...; `polymoe methods` lists them."""
     objective: Literal["classify", "match", "regress"] = "classify"
     """What is learnt: a head per task, the nearest output text, or a number."""
     tasks: tuple[str, ...] | None = None

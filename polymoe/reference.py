@@ -263,6 +263,23 @@ def moe_backward(saved: Any, dy: Any) -> Grads:
     return {"dx": dx, "dlora_A": dA, "dlora_B": dB, "dweights": dw[at]}
 
 
+def concat(a: Any, b: Any) -> Pair:
+    heads = np.broadcast_to(b[:, None], (*a.shape[:2], b.shape[1]))
+    return np.concatenate([a, heads], axis=2), a.shape[2]
+
+
+def concat_backward(saved: Any, dy: Any) -> Grads:
+    return {"da": dy[..., :saved], "db": dy[..., saved:].sum(axis=1)}
+
+
+def reshape(x: Any, shape: Any) -> Pair:
+    return x.reshape(shape), x.shape
+
+
+def reshape_backward(saved: Any, dy: Any) -> Grads:
+    return {"dx": dy.reshape(saved)}
+
+
 def embedding(ids: Any, table: Any) -> Pair:
     return table[ids], (ids, table)
 

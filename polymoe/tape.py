@@ -25,6 +25,7 @@ import numpy as np
 from polymoe import functional as F
 
 _current: ContextVar[Tape | None] = ContextVar("polymoe_tape", default=None)
+_losses: ContextVar[list[Any] | None] = ContextVar("polymoe_losses", default=None)
 
 
 class Node:
@@ -64,22 +65,36 @@ class _Record(NamedTuple):
 
 
 class Tape:
-    """Records operations while entered; :meth:`backward` replays them in reverse and frees what it used."""
+    """Records operations while entered; :meth:`backward` replays them in reverse and frees what it used.
+
+    ``losses``: what :func:`auxiliary` was told while entered, scalars that go into the loss beside whatever
+    :meth:`backward` starts from.
+    """
 
     def __init__(self) -> None:
         self.records: list[_Record] = []
+        self.losses: list[Node | np.ndarray] = []
+        self.dlosses = 1.0
 
     def __enter__(self) -> Tape:
-        self._token = _current.set(self)
+        self._token, self._losses_token = _current.set(self), _losses.set(self.losses)
         return self
 
     def __exit__(self, *exc: object) -> None:
         _current.reset(self._token)
+        _losses.reset(self._losses_token)
 
-    def backward(self, output: Node | np.ndarray, dy: np.ndarray | None = None) -> None:
-        """Add d(sum(output * dy))/d(node) to every node that ``output`` depends on; ``dy`` is 1 for a scalar.
+    def auxiliary_loss(self) -> float:
+        """The sum of ``losses``."""
+        return float(sum(float(data_of(loss)) for loss in self.losses))
 
-        Frees the recorded operations as it goes: a tape can be replayed once.
+    def backward(
+        self, output: Node | np.ndarray, dy: np.ndarray | None = None, dlosses: float | None = None
+    ) -> None:
+        """Add d(sum(output * dy) + dlosses * sum(losses))/d(node) to every node that they depend on.
+
+        ``dy`` is 1 for a scalar, ``dlosses`` the value of a scalar ``dy``, else 1. Frees the recorded
+        operations as it goes: a tape can be replayed once.
         """
         if not isinstance(output, Node):
             raise ValueError("output: expected a value that depends on a trainable parameter, got a constant")
@@ -90,6 +105,11 @@ class Tape:
         output.grad = np.ones_like(output.data) if dy is None else np.asarray(dy, dtype=output.data.dtype)
         if output.grad.shape != output.data.shape:
             raise ValueError(f"dy: expected shape {output.shape}, got {output.grad.shape}")
+        scalar = float(output.grad) if output.grad.ndim == 0 else 1.0
+        self.dlosses = scalar if dlosses is None else dlosses
+        for loss in self.losses:
+            if isinstance(loss, Node):
+                loss.accumulate(np.full_like(loss.data, self.dlosses))
         while self.records:
             record = self.records.pop()
             dout = record.output.grad
@@ -164,9 +184,22 @@ embedding = differentiable(F.embedding, F.embedding_backward)
 mean_pool = differentiable(F.mean_pool, F.mean_pool_backward)
 attention_pool = differentiable(F.attention_pool, F.attention_pool_backward)
 dropout = differentiable(F.dropout, F.dropout_backward)
+concat = differentiable(F.concat, F.concat_backward)
+reshape = differentiable(F.reshape, F.reshape_backward)
 ibp_loss = differentiable(F.ibp_loss, F.ibp_loss_backward)
 cross_entropy = differentiable(F.cross_entropy, F.cross_entropy_backward)
 mse = differentiable(F.mse, F.mse_backward)
+
+
+def auxiliary(loss: Any) -> None:
+    """Put a scalar into the loss of the tape that is entered, if there is one.
+
+    The one way for a layer deep in a model to add to the loss: within :func:`checkpoint` too, where the value
+    is told as the layer runs and the gradient comes as it runs again.
+    """
+    losses = _losses.get()
+    if losses is not None:
+        losses.append(loss)
 
 
 def checkpoint(fn: Callable[..., Any], *args: Any) -> Any:
@@ -190,7 +223,7 @@ def checkpoint(fn: Callable[..., Any], *args: Any) -> Any:
         leaves = {name: Node(node.data) for name, node in nodes.items()}
         with Tape() as inner:
             again = fn(*(leaves.get(f"a{i}", a) for i, a in enumerate(args)))
-        inner.backward(again, dy)
+        inner.backward(again, dy, tape.dlosses)
         return _Gradients({"d" + name: leaf.grad for name, leaf in leaves.items()})
 
     tape.records.append(_Record(output, None, backward, nodes, False))

@@ -51,6 +51,36 @@ def lengths_to_cu_seqlens(lengths: Any) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int64)
 
 
+def concat_cases() -> Iterator[Case]:
+    for G, Q, S, P in (
+        (0, 1, 2, 3),
+        (1, 1, 1, 1),
+        (5, 3, 4, 7),
+        (500, 2, 9, 100),
+        (3, 2, 0, 5),
+        (3, 2, 5, 0),
+    ):
+
+        def make(rng: np.random.Generator, G: int = G, Q: int = Q, S: int = S, P: int = P) -> Args:
+            return {"a": rng.normal(size=(G, Q, S)), "b": rng.normal(size=(G, P))}
+
+        yield Case(
+            "concat",
+            f"G={G} Q={Q} S={S} P={P}",
+            make,
+            ("a", "b"),
+            {"float32": 1e-6, "float64": 1e-14},
+            big=G == 500,
+        )
+
+
+def reshape_cases() -> Iterator[Case]:
+    def make(rng: np.random.Generator) -> Args:
+        return {"x": rng.normal(size=(4, 3)), "shape": (2, 1, 6)}
+
+    yield Case("reshape", "12", make, ("x",), {"float32": 0.0, "float64": 0.0}, big=True)
+
+
 COUNTS = (0, 1, 3, 15, 16, 17, 127, 128, 129, 331)
 LARGE = 300_000  # values: several threads take part
 
@@ -875,6 +905,8 @@ CASES = [
         gelu_cases,
         layer_norm_cases,
         l2_normalize_cases,
+        concat_cases,
+        reshape_cases,
         embedding_cases,
         mean_pool_cases,
         attention_pool_cases,

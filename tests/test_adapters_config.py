@@ -8,15 +8,18 @@ from polymoe.adapters import METHODS, AdapterConfig, configure
 
 
 def test_presets_are_the_methods_parts():
-    parts = {name: configure(name) for name in METHODS}
+    parts = {name: configure(name) for name in ("lora", "private", "poly", "mhr", "mhr-mu", "c-poly")}
     assert {n: (c.router, c.n_skills, c.n_splits, c.scale("x")) for n, c in parts.items()} == {
         "lora": ("constant", 1, 1, 1.0),
         "private": ("one_hot", 1, 1, 1.0),
         "poly": ("task_table", 4, 1, 1 / 8),
         "mhr": ("task_table", 4, 4, 1 / 8),
+        "mhr-mu": ("uniform", 4, 1, 1 / 8),
+        "c-poly": ("common_specific", 3, 1, 1 / 2),
     }
     assert configure("shared") == configure("lora")
-    assert all(c.method == name and c.r == 8 and c.noise == "per_example" for name, c in parts.items())
+    assert all(c.method == name and c.noise == "per_example" for name, c in parts.items())
+    assert all(configure(name).method == name for name in METHODS)
 
 
 def test_scale_is_alpha_over_the_rank_of_the_module():
@@ -42,7 +45,12 @@ def test_configure_changes_a_given_configuration():
 @pytest.mark.parametrize(
     ("method", "fields", "error", "message"),
     [
-        ("ploy", {}, ValueError, r"method: expected one of lora, .*, got 'ploy' \(did you mean poly\?\)"),
+        (
+            "ploy",
+            {},
+            ValueError,
+            r"method: expected one of lora, .*, got 'ploy' \(did you mean poly or .*\?\)",
+        ),
         (None, {}, ValueError, "method: expected one of"),
         ("poly", {"rank": 4}, TypeError, "rank: expected a field of AdapterConfig, got an unknown one"),
         ("poly", {"n_skill": 4}, TypeError, r"did you mean n_skills\?"),
@@ -58,13 +66,48 @@ def test_configure_changes_a_given_configuration():
             ValueError,
             "n_splits: expected 1 .*'one_hot' gives no weights.*, got 2",
         ),
-        ("poly", {"router": "token"}, ValueError, "router: expected 'constant' or 'one_hot' or 'task_table'"),
-        ("poly", {"mixing": "outputs"}, ValueError, "mixing: expected 'factors', got 'outputs'"),
+        ("poly", {"router": "token"}, ValueError, "router: expected 'constant' or 'uniform' or 'one_hot' or"),
+        ("poly", {"mixing": "sums"}, ValueError, "mixing: expected 'factors' or 'outputs', got 'sums'"),
+        (
+            "mhr",
+            {"mixing": "outputs"},
+            ValueError,
+            r"n_splits: expected 1 \(outputs are not cut in blocks\), got 4",
+        ),
+        (
+            "poly",
+            {"pooling": "mean"},
+            ValueError,
+            "pooling: expected 'attention' .neither router 'task_table' nor",
+        ),
+        (
+            "orchmoe",
+            {"gate": "l2"},
+            ValueError,
+            "gate: expected 'sigmoid' .the router 'latent_tasks'.*, got 'l2'",
+        ),
+        (
+            "orchmoe",
+            {"noise": "per_task"},
+            ValueError,
+            "noise: expected 'per_step' or 'per_example' or 'off'",
+        ),
+        ("poly", {"noise": "per_step"}, ValueError, "noise: expected 'per_example' or 'per_task' or 'off'"),
+        ("poly", {"router": "given"}, ValueError, "task_skills: expected a word of 0 and 1 .*, got None"),
+        (
+            "poly",
+            {"router": "given", "task_skills": ["1000", "12"]},
+            ValueError,
+            "4 digits 0 or 1 .*, got '12'",
+        ),
+        ("c-poly", {"n_specific": 0}, ValueError, "n_specific: expected at least 1, got 0"),
+        ("poly", {"ibp_prior": -1}, ValueError, "ibp_prior: expected a positive number, got -1"),
+        ("orchmoe", {"stop_router_gradient": 1}, TypeError, "stop_router_gradient: expected a bool, got 1"),
         (
             "poly",
             {"noise": True},
             ValueError,
-            "noise: expected 'per_example' or 'per_task' or 'off', got True",
+            "noise: expected 'per_example' or 'per_task' or 'per_step' or 'off', got True",
         ),
         ("poly", {"init": "torch"}, ValueError, "init: expected 'peft' or 'mttl', got 'torch'"),
         ("poly", {"temperature": 0}, ValueError, "temperature: expected a positive number, got 0"),

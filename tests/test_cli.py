@@ -138,7 +138,7 @@ def test_info_tells_the_machine(capsys):
         (["train", "--data", "nowhere"], 1, "nowhere"),
         (["train", "missing.yaml"], 1, "missing.yaml"),
         (["train", "--data", "DATA", "--base", "BASE", "--tasks", "plant"], 1, "'colour'], got 'plant'"),
-        (["train", "--data", "DATA", "--base", "BASE", "--method", "polly"], 1, "did you mean poly?"),
+        (["train", "--data", "DATA", "--base", "BASE", "--method", "polly"], 1, "did you mean poly or"),
         (["train", "--data", "DATA", "--base", "BASE", "--r", "0"], 1, "r: expected at least 1, got 0"),
         (["train", "--data", "DATA", "--base", "BASE", "--output", "RUN"], 1, "--resume goes on with it"),
         (["train", "--resume", "--output", "nothing"], 1, "nothing"),

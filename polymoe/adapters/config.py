@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
+from polymoe.adapters.experts import EXPERTS
+from polymoe.adapters.parts import Experts, Router
 from polymoe.adapters.routers import ROUTERS
 from polymoe.adapters.targets import pattern_value
 
-Noise = Literal["per_example", "per_task", "off"]
+Noise = Literal["per_example", "per_task", "per_step", "off"]
 Init = Literal["peft", "mttl"]
+Pooling = Literal["mean", "attention"]
+Specific = Literal["learned_row", "diagonal", "fixed"]
 
-EXPERTS = ("lora",)
-MIXINGS = ("factors",)
+MIXINGS = ("factors", "outputs")
 SITES = ("linear",)
 GATES = ("sigmoid", "straight_through", "softmax", "l2")
 
@@ -32,7 +35,8 @@ class AdapterConfig:
     :mod:`polymoe.adapters.targets`. ``gate``, ``temperature``, ``noise``, ``gate_dropout``,
     ``average_correction``: see :class:`~polymoe.adapters.routers.TaskTable`. ``init_weights`` False: B is
     random too, so that the adapted model does not start as the base. ``init``: bound of the random A, "peft"
-    sqrt(Q/D), "mttl" 1/sqrt(3D).
+    sqrt(Q/D), "mttl" 1/sqrt(3D). ``n_skills_pattern``: other numbers of skills for some modules. The other
+    fields belong to one router or kind of experts, which says what they are, and are refused elsewhere.
 
     A combination that does not work is a ValueError here, with the reason; a value of the wrong type is a
     TypeError.
@@ -62,26 +66,46 @@ class AdapterConfig:
     noise: Noise = "per_example"
     gate_dropout: float = 0.0
     average_correction: bool = False
+    n_skills_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
+    task_skills: tuple[str, ...] | None = None
+    n_specific: int = 1
+    specific: Specific = "learned_row"
+    ibp_prior: float = 0.0
+    n_latent_tasks: int = 4
+    pooling: Pooling = "attention"
+    stop_router_gradient: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"):
+        for name in (
+            "target_modules",
+            "exclude_modules",
+            "layers_to_transform",
+            "layers_pattern",
+            "task_skills",
+        ):
             if isinstance(value := getattr(self, name), list | set | frozenset):
                 object.__setattr__(self, name, tuple(sorted(value) if not isinstance(value, list) else value))
         self._check_parts()
         self._check_numbers()
         self._check_targets()
+        self._check_unused()
+        if self.mixing == "outputs" and self.n_splits > 1:
+            raise ValueError(f"n_splits: expected 1 (outputs are not cut in blocks), got {self.n_splits}")
         ROUTERS[self.router].check(self)
+        EXPERTS[self.experts].check(self)
 
     def _check_parts(self) -> None:
         hints = get_type_hints(type(self))
         choices: dict[str, tuple[str, ...]] = {
             "router": tuple(ROUTERS),
-            "experts": EXPERTS,
+            "experts": tuple(EXPERTS),
             "mixing": MIXINGS,
             "site": SITES,
             "gate": GATES,
             "noise": get_args(hints["noise"]),
             "init": get_args(hints["init"]),
+            "specific": get_args(hints["specific"]),
+            "pooling": get_args(hints["pooling"]),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -89,10 +113,11 @@ class AdapterConfig:
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
     def _check_numbers(self) -> None:
-        for name in ("r", "n_skills", "n_splits"):
+        for name in ("r", "n_skills", "n_splits", "n_specific", "n_latent_tasks"):
             _positive_int(name, getattr(self, name))
-        for key, rank in self.rank_pattern.items():
-            _positive_int(f"rank_pattern[{key!r}]", rank)
+        for name in ("rank_pattern", "n_skills_pattern"):
+            for key, value in getattr(self, name).items():
+                _positive_int(f"{name}[{key!r}]", value)
         _positive_number("temperature", self.temperature)
         if self.lora_alpha is not None:
             _positive_number("lora_alpha", self.lora_alpha)
@@ -103,8 +128,24 @@ class AdapterConfig:
                 raise TypeError(f"{name}: expected a number, got {p!r}")
             if not 0 <= p < 1:
                 raise ValueError(f"{name}: expected 0 <= p < 1, got {p}")
-        if not isinstance(self.average_correction, bool):
-            raise TypeError(f"average_correction: expected a bool, got {self.average_correction!r}")
+        for name in ("ibp_prior",):
+            if getattr(self, name) != 0:
+                _positive_number(name, getattr(self, name))
+        for name in ("average_correction", "stop_router_gradient"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}")
+
+    def _check_unused(self) -> None:
+        """A field that only some parts read must be left alone with the others."""
+        parts: list[type[Router] | type[Experts]] = [*ROUTERS.values(), *EXPERTS.values()]
+        used = ROUTERS[self.router].fields | EXPERTS[self.experts].fields
+        defaults = {f.name: f.default for f in fields(self)}
+        for name in sorted(set().union(*(part.fields for part in parts)) - used):
+            if (value := getattr(self, name)) != defaults[name]:
+                raise ValueError(
+                    f"{name}: expected {defaults[name]!r} (neither router {self.router!r} nor experts "
+                    f"{self.experts!r} has it), got {value!r}"
+                )
 
     def _check_targets(self) -> None:
         if self.modules_to_save:
@@ -120,6 +161,15 @@ class AdapterConfig:
                     )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_to_transform: expected numbers (layers_pattern is given), got None")
+
+    @property
+    def n_heads(self) -> int:
+        """Rows of weights that a group gets."""
+        return self.n_splits
+
+    def skills(self, name: str) -> int:
+        """Number of skills of a module."""
+        return pattern_value(self.n_skills_pattern, name, self.n_skills)
 
     def rank(self, name: str) -> int:
         """Rank of the adapter of a module."""

@@ -1,22 +1,19 @@
-"""Experts: what is mixed.
-
-Experts are called with the weights of a :class:`~polymoe.batch.Routing` and give ``(lora_A, lora_B,
-weights)``, the arguments of :func:`polymoe.functional.linear` for mixing "factors"; those whose factors are
-made first return the made ones and None.
-"""
+"""Experts by name. What experts are: :class:`polymoe.adapters.parts.Experts`."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polymoe.adapters import initial
-from polymoe.adapters.config import AdapterConfig
-from polymoe.nn import Module, Parameter
+from polymoe.adapters.parts import Experts, Shapes, Site, expect
+from polymoe.batch import Batch
+
+if TYPE_CHECKING:
+    from polymoe.adapters.config import AdapterConfig
 
 
-class LoraExperts(Module):
+class LoraExperts(Experts):
     """S pairs: ``lora_A`` [S, r, D], ``lora_B`` [S, r, O], group "skills".
 
     A starts uniform within sqrt(Q/D) ("peft": each block of D/Q inputs as torch starts a linear layer of
@@ -24,28 +21,41 @@ class LoraExperts(Module):
     1/sqrt(r). Raises ValueError when the heads do not divide D or O.
     """
 
-    def __init__(
-        self, config: AdapterConfig, n_experts: int, shape: tuple[int, int], name: str, seed: int, dtype: Any
-    ) -> None:
-        n_out, n_in = shape
-        heads, r = config.n_splits, config.rank(name)
-        for extent, letter in ((n_in, "in_features"), (n_out, "out_features")):
-            if extent % heads:
-                raise ValueError(f"n_splits: expected a divisor of {letter} {extent} of {name}, got {heads}")
-        bound = np.sqrt(heads / n_in) if config.init == "peft" else 1 / np.sqrt(3 * n_in)
-        self.lora_A = Parameter(
-            initial.uniform(seed, f"{name}.lora_A", (n_experts, r, n_in), bound, dtype), "skills"
-        )
-        bound = 0.0 if config.init_weights else 1 / np.sqrt(r)
-        self.lora_B = Parameter(
-            initial.uniform(seed, f"{name}.lora_B", (n_experts, r, n_out), bound, dtype), "skills"
-        )
+    formula = "S r (D + O)"
 
-    def __call__(self, weights: Any) -> tuple[Any, Any, Any]:
-        """The bank; mixing is left to the kernel."""
+    @staticmethod
+    def check(config: AdapterConfig) -> None:
+        """Mixed by factors or by outputs."""
+        expect(config, "mixing", ("factors", "outputs"), f"the experts {config.experts!r}")
+
+    @staticmethod
+    def shapes(config: AdapterConfig, n_experts: int, site: Site) -> Shapes:
+        """Both banks."""
+        r = config.rank(site.name)
+        return {"lora_A": (n_experts, r, site.n_in), "lora_B": (n_experts, r, site.n_out)}
+
+    def __init__(self, config: AdapterConfig, n_experts: int, site: Site) -> None:
+        super().__init__(config, n_experts, site)
+        heads, r = config.n_splits, config.rank(site.name)
+        for extent, letter in ((site.n_in, "in_features"), (site.n_out, "out_features")):
+            if extent % heads:
+                raise ValueError(
+                    f"n_splits: expected a divisor of {letter} {extent} of {site.name}, got {heads}"
+                )
+        shapes = self.shapes(config, n_experts, site)
+        bound = np.sqrt(heads / site.n_in) if config.init == "peft" else 1 / np.sqrt(3 * site.n_in)
+        self.lora_A = site.uniform("lora_A", shapes["lora_A"], bound, "skills")
+        bound = 0.0 if config.init_weights else 1 / np.sqrt(r)
+        self.lora_B = site.uniform("lora_B", shapes["lora_B"], bound, "skills")
+
+    def __call__(self, weights: Any, batch: Batch) -> tuple[Any, Any, Any]:
+        """The banks; mixing is left to the kernel."""
         return self.lora_A, self.lora_B, weights
 
     def extra_repr(self) -> str:
         """Sizes."""
-        n_experts, r, n_in = self.lora_A.shape
-        return f"{n_experts} x rank {r}, {n_in} -> {self.lora_B.shape[2]}"
+        n_experts, r, n_out = self.lora_B.shape
+        return f"{n_experts} x rank {r}, {self.lora_A.shape[2]} -> {n_out}"
+
+
+EXPERTS: dict[str, type[Experts]] = {"lora": LoraExperts}

@@ -77,7 +77,7 @@ def _warn_of_unused(config: AdapterConfig, modules: Mapping[str, Module], names:
     """What was asked for and has no effect is most likely a slip, but PEFT takes it, so it is no error."""
     if config.exclude_modules and not any(is_excluded(config, name) for name in modules):
         warnings.warn(f"exclude_modules: {config.exclude_modules!r} excludes nothing", stacklevel=4)
-    for field in ("rank_pattern", "alpha_pattern"):
+    for field in ("rank_pattern", "alpha_pattern", "n_skills_pattern"):
         pattern = getattr(config, field)
         used = {pattern_key(pattern, name) for name in names}
         if unused := [key for key in pattern if key not in used]:

@@ -8,41 +8,50 @@ import numpy as np
 
 from polymoe import random, tape
 from polymoe.adapters.config import AdapterConfig
-from polymoe.adapters.experts import LoraExperts
+from polymoe.adapters.experts import EXPERTS
+from polymoe.adapters.parts import Site
 from polymoe.adapters.routers import ROUTERS
-from polymoe.batch import Batch, TaskRegistry
+from polymoe.batch import Batch, Routing, TaskRegistry
 from polymoe.functional import PackedWeight
 from polymoe.nn import Linear, Module
 
 
 class LinearAdapter(Module):
-    """y = x W^T + bias + scale * (x A_g^T) B_g, where g is the group of the example and the router says how
-    A_g, B_g are mixed.
-
-    ``name`` is that of the module (rank and alpha patterns, randomness), ``shape`` that of its weight (O, D).
+    """y = x W^T + bias + scale * (low-rank term), where the router says which experts a group, an example or
+    a token uses: their factors mixed, ``(x A_g^T) B_g``, or their outputs, ``sum_s w_s (x A_s^T) B_s``.
     """
 
-    def __init__(
-        self, config: AdapterConfig, n_tasks: int, shape: tuple[int, int], name: str, seed: int, dtype: Any
-    ) -> None:
-        self.name = name
-        self.scale = config.scale(name)
+    def __init__(self, config: AdapterConfig, site: Site) -> None:
+        self.name = site.name
+        self.scale = config.scale(site.name)
         self.dropout = config.lora_dropout
-        self.router = ROUTERS[config.router](config, n_tasks, name, seed, dtype)
-        self.experts = LoraExperts(config, self.router.n_experts, shape, name, seed, dtype)
+        self.mixing = config.mixing
+        router = ROUTERS[config.router]
+        self.router = router(config, site)
+        self.experts = EXPERTS[config.experts](config, router.n_experts(config, site), site)
 
     def __call__(self, x: Any, weight: PackedWeight, bias: np.ndarray | None, batch: Batch) -> Any:
         """y [N, O] of x [N, D]."""
         routing = self.router(batch, x)
-        lora_A, lora_B, weights = self.experts(routing.weights)
-        groups = (routing.adapter_ids, batch.cu_seqlens)
+        if routing.aux is not None:
+            tape.auxiliary(routing.aux)
         if not (self.training and self.dropout):
-            return tape.linear(x, weight, bias, lora_A, lora_B, weights, *groups, self.scale)
+            return self._mix(x, weight, bias, routing, batch)
         # As in PEFT, what is dropped is the input of the low-rank branch alone, so the branch is a pass of
         # its own.
         dropped = tape.dropout(x, self._mask(x, batch))
-        term = tape.linear(dropped, None, None, lora_A, lora_B, weights, *groups, self.scale)
-        return tape.add(tape.linear(x, weight, bias), term)
+        return tape.add(tape.linear(x, weight, bias), self._mix(dropped, None, None, routing, batch))
+
+    def _mix(self, x: Any, weight: PackedWeight | None, bias: Any, routing: Routing, batch: Batch) -> Any:
+        """The base's product and the term; the term alone without a weight."""
+        lora_A, lora_B, weights = self.experts(routing.weights, batch)
+        adapter_ids = routing.adapter_ids
+        if routing.axis == "example":
+            adapter_ids = np.arange(batch.n_examples, dtype=np.int64)
+        return tape.linear(
+            x, weight, bias, lora_A, lora_B, weights, adapter_ids, batch.cu_seqlens, self.scale,
+            mixing="outputs" if self.mixing == "outputs" else "factors", ids=routing.ids,
+        )  # fmt: skip
 
     def _mask(self, x: Any, batch: Batch) -> np.ndarray:
         """[N, D]: 0 with probability p, else 1/(1-p); a token's row depends on its example and place
@@ -65,5 +74,25 @@ def make_adapter(
     do not fit."""
     if ROUTERS[config.router].needs_tasks and not len(tasks):
         raise ValueError(f"tasks: expected at least one ({config.method} goes by task), got none")
-    weight = linear.weight
-    return LinearAdapter(config, len(tasks), weight.shape, name, seed, weight.dtype)
+    n_out, n_in = linear.weight.shape
+    return LinearAdapter(config, Site(name, n_in, n_out, len(tasks), seed, linear.weight.dtype))
+
+
+def n_parameters(config: AdapterConfig, sites: list[Site]) -> int:
+    """How many numbers are trained in layers of these sizes; no weights are made."""
+    router, experts = ROUTERS[config.router], EXPERTS[config.experts]
+    total = 0
+    for site in sites:
+        shapes = [*router.shapes(config, site).values()]
+        shapes += experts.shapes(config, router.n_experts(config, site), site).values()
+        total += sum(int(np.prod(shape)) for shape in shapes)
+    return total
+
+
+def formula(config: AdapterConfig) -> str:
+    """The trainable parameters of a layer as people write them."""
+    router, experts = ROUTERS[config.router], EXPERTS[config.experts]
+    terms = [experts.formula.replace("S", router.count).removeprefix("1 "), router.formula]
+    if config.n_heads == 1:
+        terms = [term.replace(" Q", "") for term in terms]
+    return " + ".join(term for term in terms if term != "0")

@@ -6,8 +6,13 @@
 | private | one-hot by task                         | T pairs | factors | linear | alpha/r | task ids |
 | poly    | task table, Gumbel-sigmoid, normalised  | S pairs | factors | linear | 1/r     | task ids |
 | mhr     | the same, a row for each of Q heads     | S pairs | factors | linear | 1/r     | task ids |
+| mhr-mu  | uniform                                 | S pairs | factors | linear | 1/r     | nothing  |
+| c-poly  | task table beside a row of V            | S + T n | outputs | linear | 1/r     | task ids |
+| smear   | softmax of the example's mean token      | S pairs | factors | linear | 1/r     | nothing  |
+| orchmoe | example -> latent tasks x allocation    | S pairs | outputs | linear | 1/r     | nothing  |
 
-    y = x W^T + b + scale (x A^T) B,   A = sum_s w_s A_s,   B = sum_s w_s B_s   (a block of D and O per head)
+    factors: y = x W^T + b + scale (x A^T) B,   A = sum_s w_s A_s,   B = sum_s w_s B_s   (by block for heads)
+    outputs: y = x W^T + b + scale sum_s w_s (x A_s^T) B_s
 """
 
 from __future__ import annotations
@@ -56,6 +61,32 @@ METHODS: dict[str, Method] = {
         "Multi-head routing: Poly with its own mixture for each block of inputs and outputs",
         "Caccia et al. 2022, arXiv 2211.03831",
         {"router": "task_table", "n_splits": 4},
+    ),
+    # The mean of all stands for one pair; all S are kept, as the authors do, so that MHR's can be taken.
+    "mhr-mu": Method(
+        "MHR-mu: the mean of all pairs, for everybody",
+        "Caccia et al. 2022, arXiv 2211.03831",
+        {"router": "uniform"},
+        aliases=("mu",),
+    ),
+    # Published: 3 common, 1 specific, rank 2, outputs. Choices: the scale 1/r (of the authors' code, as
+    # is mixing="factors"), and V's rate, that of the skills.
+    "c-poly": Method(
+        "C-Poly: skills that all tasks share beside each task's own",
+        "Wang et al. 2023, arXiv 2312.03248",
+        {"router": "common_specific", "mixing": "outputs", "n_skills": 3, "r": 2},
+        aliases=("cpoly",),
+    ),
+    "smear": Method(
+        "SMEAR: each example averages the experts by a softmax of what it says",
+        "Muqeeth et al. 2023, arXiv 2306.03745",
+        {"router": "content_softmax", "n_skills": 8},
+    ),
+    # Sizes as C-Poly's, whose authors these are; none are published.
+    "orchmoe": Method(
+        "OrchMoE: no task ids; each example is a mixture of latent tasks, each a mixture of skills",
+        "Wang et al. 2024, arXiv 2401.10559",
+        {"router": "latent_tasks", "mixing": "outputs", "r": 2, "noise": "per_step"},
     ),
 }
 

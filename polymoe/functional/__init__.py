@@ -42,6 +42,7 @@ from polymoe.functional.route import (
     topk_router,
     topk_router_backward,
 )
+from polymoe.functional.shape import concat, concat_backward, reshape, reshape_backward
 from polymoe.functional.tensor import leaf_size, tensor_product, tensor_product_backward
 
 __all__ = [
@@ -55,6 +56,8 @@ __all__ = [
     "attention_pool_backward",
     "balance_loss",
     "balance_loss_backward",
+    "concat",
+    "concat_backward",
     "cross_entropy",
     "cross_entropy_backward",
     "dense",
@@ -87,6 +90,8 @@ __all__ = [
     "multiply_backward",
     "relu",
     "relu_backward",
+    "reshape",
+    "reshape_backward",
     "scale_by",
     "scale_by_backward",
     "softmax_router",

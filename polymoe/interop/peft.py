@@ -13,6 +13,7 @@
     lora_A [S, r, D]           poly_lora_A (Q, S, D/Q, r)                            POLY, POLYMOE
     lora_B [S, r, O]           poly_lora_B (Q, S, r, O/Q)
     logits [T, Q, S]           poly_router.module_logits (T, Q*S)
+    anything else              under its own name, as it is                          POLYMOE
 
 PEFT's Poly knows no alpha, so lora_B is stored times lora_alpha where that loses no bit: for powers of two
 from 1 on. Poly with another alpha, or with rank_pattern or alpha_pattern, is POLYMOE, which PEFT refuses
@@ -65,6 +66,8 @@ def _to_disk(key: str, array: np.ndarray, heads: int) -> np.ndarray:
         return np.asarray(array[0] if key == "lora_A.weight" else array[0].T)
     if key == "poly_router.module_logits":
         return array.reshape(len(array), -1)
+    if key not in ("poly_lora_A", "poly_lora_B"):
+        return array
     blocks = np.reshape(array, (*array.shape[:2], heads, -1))  # [S, r, Q, D/Q]
     return np.transpose(blocks, (2, 0, 3, 1) if key == "poly_lora_A" else (2, 0, 1, 3))
 
@@ -73,7 +76,7 @@ def _from_disk(key: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
     """The inverse, into an array of the given shape."""
     if key in _LORA.values():
         return (array if key == "lora_A.weight" else array.T)[None]
-    if key != "poly_router.module_logits":
+    if key in ("poly_lora_A", "poly_lora_B"):
         array = array.transpose((1, 3, 0, 2) if key == "poly_lora_A" else (1, 2, 0, 3))
     return array.reshape(shape)
 
@@ -82,7 +85,7 @@ def _keys(adapter: Adapter, peft_type: str) -> list[tuple[str, str, Any]]:
     """(key in the file, PEFT's name of the parameter, parameter) of all parameters."""
     names = _LORA if peft_type == "LORA" else _POLY
     return [
-        (f"{PREFIX}{module}.{names[name]}", names[name], parameter)
+        (f"{PREFIX}{module}.{names.get(name, name)}", names.get(name, name), parameter)
         for module, layer in adapter.layers.items()
         for name, parameter in layer.named_parameters()
     ]

@@ -40,9 +40,11 @@ _FIELDS = {
 
 def peft_type(config: AdapterConfig) -> str:
     """LORA, POLY, or POLYMOE for what PEFT cannot compute."""
+    if config.experts != "lora" or config.mixing != "factors":
+        return "POLYMOE"
     if config.router == "constant":
         return "LORA"
-    plain = not config.rank_pattern and not config.alpha_pattern
+    plain = not (config.rank_pattern or config.alpha_pattern or config.n_skills_pattern)
     plain = plain and config.gate == "sigmoid" and not config.average_correction
     if config.router == "task_table" and plain and _is_exact_fold(config.lora_alpha):
         return "POLY"

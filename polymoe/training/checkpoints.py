@@ -30,7 +30,8 @@ class State:
     one of ``epoch``.
 
     ``window`` is the accumulation under way: batches, examples, sum of losses, and by task the sum and the
-    number of examples.
+    number of examples; ``window_auxiliary`` its auxiliary losses times the examples, None where there are
+    none.
     """
 
     step: int = 0
@@ -43,6 +44,7 @@ class State:
     evaluation_seconds: float = 0.0
     window: dict[str, list[float]] = field(default_factory=dict)
     window_batches: int = 0
+    window_auxiliary: float | None = None
     best_step: int | None = None
     best_value: float | None = None
     evaluations_since_best: int = 0

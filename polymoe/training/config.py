@@ -37,6 +37,8 @@ class TrainingConfig:
     """
     router_learning_rate: float = 1e-1
     """Of the routing logits."""
+    content_learning_rate: float = 1e-3
+    """Of routers that read the tokens: a matrix before a softmax, which a logit's rate would tear apart."""
     head_learning_rate: float = 1e-2
     """Of classification and regression heads and of the temperature of ``match``."""
     weight_decay: float = 0.01
@@ -100,6 +102,7 @@ class TrainingConfig:
             _number("learning_rate", self.learning_rate, 0.0, math.inf)
         for name in (
             "router_learning_rate",
+            "content_learning_rate",
             "head_learning_rate",
             "weight_decay",
             "max_grad_norm",
@@ -135,7 +138,8 @@ class TrainingConfig:
         """The rate of each group of parameters, for adapters of this scale."""
         skills = 5e-4 / scale if self.learning_rate is None else self.learning_rate
         head = self.head_learning_rate
-        return {"router": self.router_learning_rate, "skills": skills, "heads": head, "objective": head}
+        routers = {"router": self.router_learning_rate, "content": self.content_learning_rate}
+        return {**routers, "skills": skills, "heads": head, "objective": head}
 
     def warmup(self, total: int) -> int:
         """Number of warm-up steps of a run of ``total`` steps."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 ADAPTER_SETTINGS = (
     "target_modules", "exclude_modules", "layers_to_transform", "r", "n_skills", "n_splits", "lora_alpha",
     "lora_dropout", "temperature", "noise", "gate", "gate_dropout", "average_correction", "init",
+    "router", "experts", "mixing", "task_skills", "n_specific", "specific", "ibp_prior",
+    "n_latent_tasks", "pooling", "stop_router_gradient",
 )  # fmt: skip
 
 

@@ -142,18 +142,22 @@ class Trainer:
         batch = self.objective.batch(self.model, self.train_split, indices, c.seed, state.micro_step)
         with Tape() as tape:
             loss = self.objective.loss(self.model, batch)
-        value = float(data_of(loss.mean))
+        auxiliary = tape.auxiliary_loss()
+        value = float(data_of(loss.mean)) + auxiliary
         names = [self.train_split.examples[i].task for i in indices]
         if not math.isfinite(value):
             bad = [n for n, x in zip(names, loss.per_example, strict=True) if not math.isfinite(x)]
             raise self._not_finite("loss", value, bad or names)
         n = len(indices)
-        # n times the gradient of the mean: windows sum over examples, and the update divides by their number
+        # n times the gradient of the mean and of the auxiliary losses: windows sum over examples, and the
+        # update divides by their number
         tape.backward(loss.mean, np.asarray(n, dtype=data_of(loss.mean).dtype))
         for name, x in zip(names, loss.per_example.tolist(), strict=True):
             entry = state.window.setdefault(name, [0.0, 0])
             entry[0] += x
             entry[1] += 1
+        if tape.losses:
+            state.window_auxiliary = (state.window_auxiliary or 0.0) + n * auxiliary
         state.tokens += batch.n_tokens
         state.examples += n
         state.micro_step += 1
@@ -180,11 +184,13 @@ class Trainer:
         self.objective.constrain()
         self.parameters.zero_grad()
         state.step += 1
-        state.window, state.window_batches = {}, 0
+        auxiliary = state.window_auxiliary
+        state.window, state.window_batches, state.window_auxiliary = {}, 0, None
         return {
             "step": state.step,
             "epoch": round(self.epoch, 4),
             "loss": sum(entry[0] for entry in window.values()) / n,
+            **({} if auxiliary is None else {"auxiliary_loss": auxiliary / n}),
             "tasks": {name: total / count for name, (total, count) in sorted(window.items())},
             "lr": update.learning_rates,
             "grad_norm": update.grad_norm,

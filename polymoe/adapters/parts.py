@@ -1,0 +1,116 @@
+"""What the parts of a method have in common: the site that they are made for, routers, experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from polymoe import random
+from polymoe.adapters import initial
+from polymoe.batch import Batch, Routing
+from polymoe.nn import Module, Parameter
+
+if TYPE_CHECKING:
+    from polymoe.adapters.config import AdapterConfig
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Site:
+    """The linear layer that parts are made for: its name, which keys all randomness, its width D and O, and
+    how many tasks there are."""
+
+    name: str
+    n_in: int
+    n_out: int
+    n_tasks: int = 0
+    seed: int = 0
+    dtype: Any = np.float32
+
+    def uniform(self, part: str, shape: tuple[int, ...], bound: float, group: str) -> Parameter:
+        """A parameter that starts within U(-bound, bound)."""
+        start = initial.uniform(self.seed, f"{self.name}.{part}", shape, bound, self.dtype)
+        return Parameter(start, group)
+
+    def full(self, shape: tuple[int, ...], value: float, group: str) -> Parameter:
+        """A parameter that starts from one value."""
+        return Parameter(np.full(shape, value, self.dtype), group)
+
+
+class Router(Module):
+    """Who decides which experts are used, and how much of each: ``router(batch, x) -> Routing``.
+
+    ``axis``: of its routings. ``needs_tasks``: it goes by task id. ``fields``: those of the configuration
+    that it alone reads. ``count``: how many experts it chooses from and ``formula``: how many parameters it
+    has, as people write them. Made from ``(config, site)``.
+    """
+
+    axis: Literal["group", "example", "token"] = "group"
+    needs_tasks = False
+    fields: frozenset[str] = frozenset()
+    count = "S"
+    formula = "0"
+
+    def __init__(self, config: AdapterConfig, site: Site) -> None:
+        self.name = site.name
+
+    @staticmethod
+    def check(config: AdapterConfig) -> None:
+        """ValueError for a configuration that it cannot work with."""
+
+    @staticmethod
+    def n_experts(config: AdapterConfig, site: Site) -> int:
+        """How many experts it chooses from."""
+        return config.skills(site.name)
+
+    @staticmethod
+    def shapes(config: AdapterConfig, site: Site) -> Shapes:
+        """Shapes of its parameters."""
+        return {}
+
+    def __call__(self, batch: Batch, x: Any) -> Routing:
+        """The routing of a batch with these activations x [N, D]."""
+        raise NotImplementedError
+
+    def uniform(self, stream: str, batch: Batch, ids: np.ndarray, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Noise in (0, 1), ``shape`` for each of ``ids``: [len(ids), *shape]."""
+        u = random.uniform(batch.seed, stream, batch.step, self.name, ids, int(np.prod(shape)))
+        return u.reshape(-1, *shape).astype(dtype, copy=False)
+
+
+class Experts(Module):
+    """What is mixed: ``experts(weights, batch) -> (lora_A, lora_B, weights)``, the arguments of the kernels;
+    experts that mix by themselves return the mixed pairs and None.
+
+    ``fields`` and ``formula`` as :class:`Router` has them; in the formula S stands for the number of experts.
+    Made from ``(config, n_experts, site)``.
+    """
+
+    fields: frozenset[str] = frozenset()
+    formula = "0"
+
+    def __init__(self, config: AdapterConfig, n_experts: int, site: Site) -> None:
+        self.name = site.name
+
+    @staticmethod
+    def check(config: AdapterConfig) -> None:
+        """ValueError for a configuration that they cannot work with."""
+
+    @staticmethod
+    def shapes(config: AdapterConfig, n_experts: int, site: Site) -> Shapes:
+        """Shapes of their parameters."""
+        raise NotImplementedError
+
+    def __call__(self, weights: Any, batch: Batch) -> tuple[Any, Any, Any]:
+        """The factors and how they are mixed."""
+        raise NotImplementedError
+
+
+def expect(config: AdapterConfig, field: str, allowed: Any, why: str) -> None:
+    """ValueError unless a field has the value (or one of a tuple of values) that a part can work with."""
+    values = allowed if isinstance(allowed, tuple) else (allowed,)
+    if (value := getattr(config, field)) not in values:
+        raise ValueError(f"{field}: expected {' or '.join(map(repr, values))} ({why}), got {value!r}")

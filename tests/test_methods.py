@@ -1,0 +1,159 @@
+"""Every row of the table of methods: gradients through a whole encoder, files, training from the command
+line."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from test_cli import call, write_tasks
+from tiny_bert import tiny_config, tiny_state, write_bert
+from training_base import base_folder, classes
+
+from polymoe import tape
+from polymoe.adapters import METHODS, adapt, configure
+from polymoe.adapters.layers import formula, n_parameters
+from polymoe.adapters.parts import Site
+from polymoe.batch import Batch
+from polymoe.interop.peft import load_adapter
+from polymoe.models import load_base
+from polymoe.models.bert import Bert, BertConfig
+
+TASKS = ("a", "b", "c")
+# Small, and nothing random left out: B starts random, so that everything has a gradient.
+FIELDS = {"r": 2, "init_weights": False, "target_modules": ("query", "dense")}
+VARIANTS = {name: {} for name in METHODS} | {
+    "c-poly factors": {"mixing": "factors", "n_splits": 2},
+    "c-poly diagonal": {"specific": "diagonal", "n_specific": 2},
+    "c-poly fixed": {"specific": "fixed"},
+    "c-poly diagonal factors": {"specific": "diagonal", "n_specific": 2, "mixing": "factors"},
+    "poly given": {"router": "given", "n_skills": 3, "task_skills": ("110", "001", "111")},
+    "orchmoe mean": {"pooling": "mean", "noise": "per_example"},
+    "orchmoe factors": {"mixing": "factors", "noise": "per_example"},
+    "poly ibp": {"ibp_prior": 0.5, "noise": "per_task"},
+    "poly outputs": {"mixing": "outputs"},
+}
+
+
+@pytest.fixture(scope="module")
+def base64():
+    config = BertConfig.from_dict(tiny_config())
+    return Bert.from_state(config, tiny_state(tiny_config()), np.float64)
+
+
+@pytest.fixture(scope="module")
+def base32(tmp_path_factory):
+    return load_base(write_bert(tmp_path_factory.mktemp("bert") / "tiny", pooling="mean_tokens"))
+
+
+def make(base, variant, **fields):
+    return adapt(base, variant.split()[0], TASKS, **(FIELDS | VARIANTS[variant] | fields))
+
+
+def batch(step=3):
+    ids = np.array([2, 0, 1, 0])
+    return Batch(np.array([0, 3, 4, 9, 11]), np.arange(11) + 5, ids, np.arange(4) + 20, seed=5, step=step)
+
+
+# The prior's gradient passes a threshold: it is the derivative of nothing.
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "poly ibp"])
+def test_gradients_through_two_layers_are_the_derivatives(base64, variant):
+    model = make(base64, variant, lora_dropout=0.2, seed=4).train()
+    dy = np.random.default_rng(1).normal(size=(4, 24))
+
+    def loss():
+        with tape.Tape() as recorded:
+            y = model.embed(batch())
+        return recorded, y
+
+    recorded, y = loss()
+    recorded.backward(y, dy)
+    groups = {}
+    for name, p in model.adapter_parameters():
+        groups.setdefault(name.split(".layer.")[1].split(".", 1)[1].split("dense.")[-1], []).append(p)
+    for name, parameters in groups.items():
+        rng, values, slope = np.random.default_rng(2), [], 0.0
+        steps = [rng.normal(size=p.shape) for p in parameters]
+        slope = sum(
+            float((p.grad * v).sum()) for p, v in zip(parameters, steps, strict=True) if p.grad is not None
+        )
+        for h in (1e-5, -2e-5):
+            for p, v in zip(parameters, steps, strict=True):
+                p.data += h * v
+            recorded, y = loss()
+            values.append(float((tape.data_of(y) * dy).sum()) + recorded.auxiliary_loss())
+        for p, v in zip(parameters, steps, strict=True):
+            p.data += 1e-5 * v
+        np.testing.assert_allclose(slope, (values[0] - values[1]) / 2e-5, rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_saved_adapter_gives_the_same_bits_in_a_fresh_model(base32, variant, tmp_path):
+    model = make(base32, variant, seed=4)
+    for _, p in model.adapter_parameters():
+        p.data += np.random.default_rng(3).normal(size=p.shape).astype(np.float32) * 0.1
+    model.save_adapter(tmp_path)
+    loaded = load_adapter(base32, tmp_path)
+    assert loaded.config == model.config
+    np.testing.assert_array_equal(*(tape.data_of(m.embed(batch())) for m in (model, loaded)))
+    assert np.abs(tape.data_of(model.embed(batch())) - base32.embed(batch())).max() > 1e-4
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameters_are_counted_without_weights(base32, variant):
+    model = make(base32, variant)
+    sites = [
+        Site(name, m.in_features, m.out_features, len(TASKS))
+        for name, m in base32.named_modules()
+        if name in model.adapter.layers
+    ]
+    assert len(sites) == len(model.adapter.layers)
+    assert n_parameters(model.config, sites) == model.get_nb_trainable_parameters()[0]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_examples_do_not_depend_on_their_batch(base32, variant):
+    model, whole = make(base32, variant), batch()
+    together = tape.data_of(model.embed(whole))
+    for b, (start, end) in enumerate(zip(whole.cu_seqlens, whole.cu_seqlens[1:], strict=False)):
+        one = Batch(np.array([0, end - start]), whole.token_ids[start:end], whole.task_ids[b : b + 1])
+        np.testing.assert_allclose(tape.data_of(model.embed(one))[0], together[b], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_recomputing_gives_the_same_gradients(base64, variant):
+    grads = []
+    for run in (lambda fn, *args: fn(*args), tape.checkpoint):
+        model = make(base64, variant, seed=4).train()
+        given = model.attach(batch())
+        with tape.Tape() as recorded:
+            x = tape.Node(np.asarray(model.base.embeddings(given)))
+            for layer in model.base.encoder.layer:
+                x = run(lambda x, layer=layer, given=given: layer(x, given), x)
+        value = recorded.auxiliary_loss()
+        recorded.backward(x, np.ones_like(x.data))
+        grads.append((value, {name: p.grad for name, p in model.adapter_parameters()}))
+    assert grads[0][0] == grads[1][0]
+    for name, grad in grads[0][1].items():
+        np.testing.assert_array_equal(grads[1][1][name], grad, err_msg=name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_from_the_command_line(method, tmp_path, capsys):
+    base, out = base_folder(tmp_path / "base"), tmp_path / "run"
+    (tmp_path / "data").mkdir()
+    data = write_tasks(tmp_path / "data", classes())
+    flags = ["--base", base, "--data", data, "--method", method, "--epochs", "1", "--r", "2"]
+    assert call("train", *flags, "--output", out, "--json") == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert call("evaluate", out, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == summary["evaluation"]
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["method"] == method
+    assert json.loads((out / "adapter" / "polymoe.json").read_text())["method"] == method
+
+
+def test_formulas_are_written_as_people_do():
+    assert formula(configure("lora")) == "r (D + O)"
+    assert formula(configure("private")) == "T r (D + O)"
+    assert formula(configure("poly")) == "S r (D + O) + T S"
+    assert formula(configure("mhr")) == "S r (D + O) + T Q S"
