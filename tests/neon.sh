@@ -8,7 +8,11 @@ for tool in qemu-aarch64 aarch64-linux-gnu-gcc apt-get dpkg; do
     command -v "$tool" >/dev/null || { echo "neon: $tool is missing here: untested"; exit 0; }
 done
 here=$PWD/.neon
-python() { PYTHONSAFEPATH=1 PYTHONPATH=$here/lib:$here/site qemu-aarch64 -L "$here/root" "$here/root/usr/bin/python3.11" "$@"; }
+export OMP_WAIT_POLICY=passive    # emulated threads that spin would starve the others
+python() {
+    PYTHONSAFEPATH=1 PYTHONPATH=$here/lib:$here/site \
+        qemu-aarch64 -L "$here/root" "$here/root/usr/bin/python3.11" "$@"
+}
 
 if [ ! -e "$here/ready" ]; then
     mkdir -p "$here"/{lists/partial,cache/archives/partial,debs,root}
