@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 import polymoe
+from polymoe.adapters.catalog import LETTERS, catalog
+from polymoe.models import load_base
 from polymoe.recipe import Recipe
 from polymoe.training import TrainingInterrupted, load_run
 from polymoe.training.metrics import Evaluation
@@ -84,6 +86,22 @@ class Info:
 
     json: bool = False
     """Print it as JSON."""
+
+
+@dataclass(frozen=True)
+class Methods:
+    """List the methods: their parts, what they need, and how much each trains."""
+
+    base: str | None = None
+    """Count parameters on this base: a folder, "minilm", or a name on the hub."""
+    n_tasks: int = 8
+    """Number of tasks T in that count."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Modules that get an adapter in that count."""
+    r: int | None = None
+    """Rank; each method's own by default."""
+    json: bool = False
+    """Print the rows as JSON."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +228,33 @@ def info(argv: Sequence[str]) -> None:
         print(f"{name:18s} {', '.join(value) if isinstance(value, list) else value}")
 
 
-VERBS = {"demo": demo, "train": train, "evaluate": evaluate, "predict": predict, "info": info}
+def methods(argv: Sequence[str]) -> None:
+    """List the methods."""
+    options = _parse(Methods, argv, "methods")
+    overrides = {} if options.r is None else {"r": options.r}
+    base = None if options.base is None else load_base(options.base)
+    rows = catalog(base, options.n_tasks, target_modules=options.target_modules, **overrides)
+    if options.json:
+        print_json(rows)
+        return
+    columns = ("method", "router", "experts", "mixing", "needs", "r", "skills", "trains in a layer")
+    table = Table(*columns, *["parameters"] * (base is not None))
+    for row in rows:
+        keys = ("method", "router", "experts", "mixing", "needs", "r", "n_skills", "formula")
+        count = [] if base is None else [f"{row['parameters']:,}"]
+        table.add_row(*(str(row[key]) for key in keys), *count)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    say(LETTERS)
+
+
+VERBS = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "methods": methods,
+    "info": info,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -312,6 +356,7 @@ Fine-tune one frozen model on many tasks at once with mixtures of adapters, on o
   train     train on your tasks
   evaluate  metrics of a run, task by task
   predict   outputs for texts
+  methods   what can share what: the methods, their parts, what they need and train
   info      versions, instruction set, threads, memory
 
 polymoe VERB --help says more; --json prints results for machines; POLYMOE_TRACEBACK=1 shows where an error

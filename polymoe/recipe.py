@@ -46,14 +46,14 @@ class AdapterOptions:
     """Probability that a gate is 0 in training."""
     average_correction: bool | None = None
     """Multiply gates by sqrt(n_splits / n_skills) instead of dividing by their sum."""
-    init: Literal["peft", "mttl"] | None = None
+    init: Literal["peft", "mttl", "tlora"] | None = None
     """Whose initial values the skills get."""
     router: str | None = None
     """Another router than the method's (`polymoe methods` shows them)."""
     experts: str | None = None
     """Other experts than the method's."""
-    mixing: Literal["factors", "outputs"] | None = None
-    """Mix the experts' factors, or their outputs."""
+    mixing: Literal["factors", "outputs", "leaves"] | None = None
+    """Mix the experts' factors, their outputs, or the leaves of tensors."""
     task_skills: tuple[str, ...] | None = None
     """A word of 0 and 1 for each task: its skills, said by hand (router given)."""
     n_specific: int | None = None
@@ -68,6 +68,16 @@ class AdapterOptions:
     """How the router makes one vector of an example's tokens (orchmoe)."""
     stop_router_gradient: bool | None = None
     """Nothing below the router learns from it (routers that read the tokens)."""
+    top_k: int | None = None
+    """Experts that a token uses (mola, mosld)."""
+    balance_loss: float | None = None
+    """Coefficient of the loss that keeps all experts in use (with top_k)."""
+    lora_A_dropout: float | None = None
+    """Dropout of the entries of a shared A (mosld)."""
+    order: Literal[2, 4, 8] | None = None
+    """Leaves of a row (tlora, tensorpoly-i, tensorpoly-ii)."""
+    zero_start: bool | None = None
+    """Start exactly as the base (methods of tensors)."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from polymoe.models.bert import Bert, BertConfig
 
 TASKS = ("a", "b", "c")
 # Small, and nothing random left out: B starts random, so that everything has a gradient.
-FIELDS = {"r": 2, "init_weights": False, "target_modules": ("query", "dense")}
+FIELDS = {"r": 2, "target_modules": ("query", "dense")}
 VARIANTS = {name: {} for name in METHODS} | {
     "c-poly factors": {"mixing": "factors", "n_splits": 2},
     "c-poly diagonal": {"specific": "diagonal", "n_specific": 2},
@@ -31,6 +31,12 @@ VARIANTS = {name: {} for name in METHODS} | {
     "orchmoe mean": {"pooling": "mean", "noise": "per_example"},
     "orchmoe factors": {"mixing": "factors", "noise": "per_example"},
     "poly ibp": {"ibp_prior": 0.5, "noise": "per_task"},
+    "mosld balanced": {"balance_loss": 2.0, "n_skills_pattern": {r"layer\.0\..*": 3}},
+    "molora sparse": {"top_k": 3, "stop_router_gradient": False},
+    "private outputs": {"mixing": "outputs"},
+    "orchmoe tensors": {"experts": "tensor", "mixing": "factors", "init": "mttl"},
+    "tensorpoly-i 8": {"order": 8},
+    "tensorpoly-ii zero": {"order": 2, "zero_start": True},
     "poly outputs": {"mixing": "outputs"},
 }
 
@@ -47,7 +53,10 @@ def base32(tmp_path_factory):
 
 
 def make(base, variant, **fields):
-    return adapt(base, variant.split()[0], TASKS, **(FIELDS | VARIANTS[variant] | fields))
+    method = variant.split()[0]
+    experts = VARIANTS[variant].get("experts", configure(method).experts)
+    random_B = {} if experts == "tensor" else {"init_weights": False}
+    return adapt(base, method, TASKS, **(FIELDS | random_B | VARIANTS[variant] | fields))
 
 
 def batch(step=3):
@@ -157,3 +166,6 @@ def test_formulas_are_written_as_people_do():
     assert formula(configure("private")) == "T r (D + O)"
     assert formula(configure("poly")) == "S r (D + O) + T S"
     assert formula(configure("mhr")) == "S r (D + O) + T Q S"
+    assert formula(configure("c-poly")) == "(S + T n_B) r (D + O) + T S + T T n_B"
+    assert formula(configure("mosld")) == "r D + S r O + S D"
+    assert formula(configure("tensorpoly-ii")) == "order S r (m_D + m_O) + T order S"

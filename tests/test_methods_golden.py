@@ -154,3 +154,109 @@ def test_smear_averages_pairs_by_a_softmax_over_normalised_means():
     w = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     expected = np.einsum("bld,bs,srd,bt,tro->blo", x, w, A, w, B) / 8
     np.testing.assert_allclose(made.forward(x)[0], expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("edge", "first", "total"),
+    [
+        (-0.3, [8.9560145647, 5.0420594739, -7.2420456785], -4.8756950428491646),
+        (-0.6, [5.8755521650, 5.5261957032, -3.9970087754], 17.56441471793426),
+    ],
+)
+def test_mosld(monkeypatch, edge, first, total):
+    made = layer("mosld", 4, 3, r=2, n_skills=4, balance_loss=1.0).train()
+    made.adapter.router.weight.data[...] = fill(4, 4, phi=0.4)
+    A, B = parts(made)
+    A.data[...], B.data[...] = fill(1, 2, 4, phi=0.2), fill(4, 3, 2, phi=0.3).transpose(0, 2, 1)
+    u = np.where(fill(2, 4, phi=0.9) > edge, 0.5, 0.05)  # dropped below 0.1
+    monkeypatch.setattr("polymoe.random.uniform", lambda *args: u.reshape(1, 8))
+    y, saved = made.forward(fill(1, 5, 4, phi=0.1))
+    np.testing.assert_allclose(y[0, 0], first, **EXACT)
+    np.testing.assert_allclose(y.sum(), total, **EXACT)
+    np.testing.assert_allclose(saved.tape.auxiliary_loss(), 1.025827358678616, **EXACT)
+    assert made.eval().forward(fill(1, 5, 4, phi=0.1))[1].tape.auxiliary_loss() == 0
+
+
+def test_one_expert_without_dropout_is_lora():
+    fields, x = {"r": 2, "lora_alpha": 16, "init_weights": False}, fill(2, 3, 6, phi=0.1)
+    one = {"mosld": {"top_k": 1, "lora_A_dropout": 0.0}, "mola": {"top_k": 1}, "hydralora": {}, "molora": {}}
+    lora = layer("lora", 6, 4, **fields)
+    for method, own in one.items():
+        made = layer(method, 6, 4, n_skills=1, **fields, **own)
+        np.testing.assert_allclose(made.forward(x)[0], lora.forward(x)[0], rtol=1e-11, err_msg=method)
+
+
+@pytest.mark.parametrize(("sparse", "dense"), [("mola", "molora"), ("mosld", "hydralora")])
+def test_all_experts_kept_is_the_dense_mixture(sparse, dense):
+    fields, x = {"r": 2, "n_skills": 4, "init_weights": False}, fill(2, 3, 6, phi=0.1)
+    made = [layer(sparse, 6, 4, top_k=4, **fields), layer(dense, 6, 4, **fields)]
+    np.testing.assert_allclose(*(m.forward(x)[0] for m in made), rtol=1e-11)
+
+
+def test_dropout_on_a_has_the_mean_of_a():
+    made = layer("mosld", 64, 4, r=8, lora_A_dropout=0.25, init_weights=False).train()
+    masked = [made.adapter.experts(None, Batch(np.array([0, 1]), step=step))[0].data for step in range(200)]
+    kept = np.stack(masked) / made.adapter.experts.lora_A.data
+    assert set(np.unique(kept.round(12))) == {0.0, np.round(1 / 0.75, 12)}
+    assert abs(kept.mean() - 1) < 0.01
+
+
+def roots(method, order, d_out):
+    made = layer(method, 7, d_out, 4, r=2, n_skills=3, order=order)
+    m = [next(k for k in range(1, d + 1) if k**order >= d) for d in (7, d_out)]
+    leaves = [0.5 * fill(order, 3, 2, k, phi=phi) for k, phi in zip(m, (0.2, 0.3), strict=True)]
+    experts = made.adapter.experts
+    for part, values in zip((experts.leaves_A, experts.leaves_B), leaves, strict=True):
+        part.data[...] = values.transpose(1, 2, 0, 3).reshape(part.shape)  # [N, R, r, m] -> side by side
+    logits = made.adapter.router.logits
+    logits.data[...] = fill(*logits.shape, phi=0.4)
+    return made.train().forward(fill(2, 3, 7, phi=0.1), [1, 3])[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "order", "d_out", "total"),
+    [
+        ("tensorpoly-i", 2, 6, 0.6425129196422271),
+        ("tensorpoly-i", 4, 6, 0.40684459111769555),
+        ("tensorpoly-ii", 2, 6, -0.19604469795762325),
+        ("tensorpoly-ii", 4, 6, -1.4683205803517685),
+        ("tensorpoly-i", 2, 17, -1.3337104192628928),
+        ("tensorpoly-i", 4, 17, -2.989214014412805),
+        ("tensorpoly-ii", 2, 17, 3.094434540074171),
+        ("tensorpoly-ii", 4, 17, -4.088591891946889),
+    ],
+)
+def test_tensor_poly(method, order, d_out, total):
+    np.testing.assert_allclose(roots(method, order, d_out).sum(), total, **EXACT)
+
+
+def test_tensor_poly_rows():
+    expected = [0.0119068828, 0.0686862027, 0.1409878475, 0.0627056707, 0.0218914632, 0.0186078778]
+    np.testing.assert_allclose(roots("tensorpoly-i", 2, 6)[0, 0], expected, **EXACT)
+    expected = [0.1130231579, 0.0668692485, -0.175707498, -0.1262779275, 0.6622563617, 0.2118150066]
+    np.testing.assert_allclose(roots("tensorpoly-ii", 4, 6)[0, 0], expected, **EXACT)
+
+
+@pytest.mark.parametrize("order", [2, 4, 8])
+@pytest.mark.parametrize("method", ["tlora", "tensorpoly-i", "tensorpoly-ii"])
+def test_tensors_can_start_from_exactly_nothing(method, order):
+    x = fill(2, 3, 300, phi=0.1)
+    started = layer(method, 300, 260, 2, r=2, order=order).forward(x, 0)[0]
+    assert np.abs(started).max() > 0
+    made = layer(method, 300, 260, 2, r=2, order=order, zero_start=True)
+    y, saved = made.forward(x, 0)
+    assert not y.any()
+    made.backward(saved, np.ones_like(y))
+    assert made.adapter.experts.leaves_B.grad.any()
+
+
+def test_the_prior_is_the_auxiliary_loss_of_its_tables():
+    made = layer("poly", 6, 4, 4, n_skills=3, ibp_prior=0.5).train()
+    Z = np.array([[1, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 0]])
+    made.adapter.router.logits.data[...] = (20.0 * Z - 10)[:, None]
+    y, saved = made.forward(fill(2, 3, 6, phi=0.1), [0, 1])
+    np.testing.assert_allclose(saved.tape.auxiliary_loss(), 0.5 * -2.0794415416798, **EXACT)
+    made.backward(saved, np.zeros_like(y))
+    p = 1 / (1 + np.exp(-made.adapter.router.logits.data[:, 0]))
+    slope = 0.5 * np.array([-0.5, 0.5, 0.5]) * p * (1 - p)
+    np.testing.assert_allclose(made.adapter.router.logits.grad[:, 0], slope, rtol=1e-9)

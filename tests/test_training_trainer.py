@@ -22,6 +22,7 @@ from training_base import (
 )
 
 from polymoe import functional as F
+from polymoe import tape
 from polymoe.data import read_tasks
 from polymoe.training import Callback, Trainer, TrainingConfig, TrainingInterrupted, load_run
 
@@ -462,3 +463,40 @@ def test_norm_is_that_of_trainable_segments(tmp_path: Path) -> None:
     offsets = [s.offset for s in trainer.parameters.segments]
     lengths = [s.length for s in trainer.parameters.segments]
     assert F.global_norm(trainer.parameters.grad, offsets, lengths) == trainer.optimizer.grad_norm()
+
+
+def test_auxiliary_losses_are_trained_reported_and_resumed(tmp_path):
+    trainer = make_trainer(tmp_path, method="mola", gradient_accumulation_steps=2, output="whole")
+    records = Records()
+    trainer.callbacks.append(records)
+    trainer.train()
+    assert all(record["auxiliary_loss"] > 0 for record in records.records)
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["auxiliary_loss"] for line in lines if "auxiliary_loss" in line] == [
+        record["auxiliary_loss"] for record in records.records
+    ]
+    stopped = make_trainer(tmp_path, method="mola", gradient_accumulation_steps=2, output="stopped")
+    press_ctrl_c(stopped, 2)  # in the middle of a window
+    with pytest.raises(TrainingInterrupted):
+        stopped.train()
+    again, resumed = (
+        make_trainer(tmp_path, method="mola", gradient_accumulation_steps=2, output="stopped"),
+        Records(),
+    )
+    again.callbacks.append(resumed)
+    again.train(resume=True)
+    assert resumed.records == records.records[-len(resumed.records) :]
+    assert again.parameters.data.tobytes() == trainer.parameters.data.tobytes()
+    plain = make_trainer(tmp_path, method="poly", output="plain")
+    plain.train()
+    assert "auxiliary_loss" not in (tmp_path / "plain" / "metrics.jsonl").read_text()
+
+
+def test_auxiliary_losses_are_weighted_as_the_loss():
+    a = tape.Node(np.array([2.0]))
+    with tape.Tape() as recorded:
+        y = tape.reshape(a, ())
+        tape.auxiliary(tape.multiply(tape.reshape(a, ()), np.array(3.0)))
+    assert recorded.auxiliary_loss() == 6.0
+    recorded.backward(y, np.asarray(4.0))
+    np.testing.assert_array_equal(a.grad, [16.0])  # 4 * (1 + 3)

@@ -14,11 +14,11 @@ from polymoe.adapters.routers import ROUTERS
 from polymoe.adapters.targets import pattern_value
 
 Noise = Literal["per_example", "per_task", "per_step", "off"]
-Init = Literal["peft", "mttl"]
+Init = Literal["peft", "mttl", "tlora"]
 Pooling = Literal["mean", "attention"]
 Specific = Literal["learned_row", "diagonal", "fixed"]
 
-MIXINGS = ("factors", "outputs")
+MIXINGS = ("factors", "outputs", "leaves")
 SITES = ("linear",)
 GATES = ("sigmoid", "straight_through", "softmax", "l2")
 
@@ -74,6 +74,11 @@ class AdapterConfig:
     n_latent_tasks: int = 4
     pooling: Pooling = "attention"
     stop_router_gradient: bool = False
+    top_k: int | None = None
+    balance_loss: float = 0.0
+    lora_A_dropout: float = 0.0
+    order: int = 2
+    zero_start: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -113,7 +118,7 @@ class AdapterConfig:
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
     def _check_numbers(self) -> None:
-        for name in ("r", "n_skills", "n_splits", "n_specific", "n_latent_tasks"):
+        for name in ("r", "n_skills", "n_splits", "n_specific", "n_latent_tasks", "order"):
             _positive_int(name, getattr(self, name))
         for name in ("rank_pattern", "n_skills_pattern"):
             for key, value in getattr(self, name).items():
@@ -123,15 +128,17 @@ class AdapterConfig:
             _positive_number("lora_alpha", self.lora_alpha)
         for key, alpha in self.alpha_pattern.items():
             _positive_number(f"alpha_pattern[{key!r}]", alpha)
-        for name in ("lora_dropout", "gate_dropout"):
+        if self.top_k is not None:
+            _positive_int("top_k", self.top_k)
+        for name in ("lora_dropout", "gate_dropout", "lora_A_dropout"):
             if not _is_number(p := getattr(self, name)):
                 raise TypeError(f"{name}: expected a number, got {p!r}")
             if not 0 <= p < 1:
                 raise ValueError(f"{name}: expected 0 <= p < 1, got {p}")
-        for name in ("ibp_prior",):
+        for name in ("ibp_prior", "balance_loss"):
             if getattr(self, name) != 0:
                 _positive_number(name, getattr(self, name))
-        for name in ("average_correction", "stop_router_gradient"):
+        for name in ("average_correction", "stop_router_gradient", "zero_start"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}")
 
@@ -164,8 +171,8 @@ class AdapterConfig:
 
     @property
     def n_heads(self) -> int:
-        """Rows of weights that a group gets."""
-        return self.n_splits
+        """Rows of weights that a group gets: a row for each head, or each order where leaves are mixed."""
+        return self.order if self.mixing == "leaves" else self.n_splits
 
     def skills(self, name: str) -> int:
         """Number of skills of a module."""

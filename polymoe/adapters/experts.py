@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from polymoe import random, tape
 from polymoe.adapters.parts import Experts, Shapes, Site, expect
+from polymoe.adapters.tensor_experts import TensorExperts
 from polymoe.batch import Batch
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class LoraExperts(Experts):
     def check(config: AdapterConfig) -> None:
         """Mixed by factors or by outputs."""
         expect(config, "mixing", ("factors", "outputs"), f"the experts {config.experts!r}")
+        expect(config, "init", ("peft", "mttl"), f"the experts {config.experts!r}")
 
     @staticmethod
     def shapes(config: AdapterConfig, n_experts: int, site: Site) -> Shapes:
@@ -58,4 +61,47 @@ class LoraExperts(Experts):
         return f"{n_experts} x rank {r}, {self.lora_A.shape[2]} -> {n_out}"
 
 
-EXPERTS: dict[str, type[Experts]] = {"lora": LoraExperts}
+class SharedLoraExperts(LoraExperts):
+    """One A that all experts share, and S up-projections: ``lora_A`` [1, r, D], ``lora_B`` [S, r, O].
+
+    ``lora_A_dropout`` p: in training an entry of A is 0 with probability p, else divided by 1 - p, drawn once
+    a step for all tokens and experts (MoSLD: A learns from every token, each B from its share only).
+    Tian et al. 2024 (HydraLoRA, arXiv 2404.19245), Zhao et al. 2024 (MoSLD, arXiv 2412.08946).
+    """
+
+    fields = frozenset({"lora_A_dropout"})
+    formula = "r D + S r O"
+
+    @staticmethod
+    def check(config: AdapterConfig) -> None:
+        """Outputs by token: where factors are mixed, a shared A is just A."""
+        expect(config, "mixing", "outputs", f"the experts {config.experts!r}")
+        expect(config, "init", ("peft", "mttl"), f"the experts {config.experts!r}")
+        expect(config, "router", "token_softmax", f"the experts {config.experts!r}")
+
+    @staticmethod
+    def shapes(config: AdapterConfig, n_experts: int, site: Site) -> Shapes:
+        """One A, a bank of B."""
+        r = config.rank(site.name)
+        return {"lora_A": (1, r, site.n_in), "lora_B": (n_experts, r, site.n_out)}
+
+    def __init__(self, config: AdapterConfig, n_experts: int, site: Site) -> None:
+        super().__init__(config, n_experts, site)
+        self.A_dropout = config.lora_A_dropout
+
+    def __call__(self, weights: Any, batch: Batch) -> tuple[Any, Any, Any]:
+        """A, masked in training, and the bank of B."""
+        if not (self.training and self.A_dropout):
+            return self.lora_A, self.lora_B, weights
+        shape, dtype = self.lora_A.shape, self.lora_A.data.dtype
+        once, n = np.zeros(1, np.int64), int(np.prod(shape))
+        u = random.uniform(batch.seed, "lora_A_dropout", batch.step, self.name, once, n)
+        mask = np.asarray((u >= self.A_dropout) / (1 - self.A_dropout), dtype)
+        return tape.dropout(self.lora_A, mask.reshape(shape)), self.lora_B, weights
+
+
+EXPERTS: dict[str, type[Experts]] = {
+    "lora": LoraExperts,
+    "shared_A": SharedLoraExperts,
+    "tensor": TensorExperts,
+}

@@ -10,6 +10,7 @@ from typing import Any
 
 from polymoe.adapters.config import AdapterConfig
 from polymoe.adapters.layers import LinearAdapter, make_adapter
+from polymoe.adapters.parts import Site
 from polymoe.adapters.targets import is_excluded, pattern_key, resolve, select
 from polymoe.batch import TaskRegistry
 from polymoe.nn import Linear, Module, Parameter
@@ -56,6 +57,22 @@ def inject(base: Any, config: AdapterConfig, tasks: TaskRegistry, seed: int) -> 
     ``base.output_head``, a name, where the base has one. Raises ValueError when no module matches (the
     candidates are listed) and when sizes do not fit.
     """
+    config, modules, names = _resolve(base, config)
+    _warn_of_unused(config, modules, names)
+    layers = {name: make_adapter(config, tasks, modules[name], name, seed) for name in names}
+    adapter = Adapter(config, tasks, layers)
+    adapter.slots = MappingProxyType({modules[name]: layer for name, layer in layers.items()})
+    return adapter
+
+
+def sites(base: Any, config: AdapterConfig, n_tasks: int) -> list[Site]:
+    """The layers of ``base`` that :func:`inject` would adapt; nothing is made."""
+    _, modules, names = _resolve(base, config)
+    return [Site(name, modules[name].in_features, modules[name].out_features, n_tasks) for name in names]
+
+
+def _resolve(base: Any, config: AdapterConfig) -> tuple[AdapterConfig, dict[str, Any], list[str]]:
+    """The configuration with its targets resolved, all modules, and the names of those to adapt."""
     modules = dict(base.named_modules())
     linear = [name for name, module in modules.items() if isinstance(module, Linear)]
     targets = resolve(
@@ -65,12 +82,7 @@ def inject(base: Any, config: AdapterConfig, tasks: TaskRegistry, seed: int) -> 
         getattr(base, "output_head", None),
     )
     config = replace(config, target_modules=targets)
-    names = select(config, modules, linear)
-    _warn_of_unused(config, modules, names)
-    layers = {name: make_adapter(config, tasks, modules[name], name, seed) for name in names}
-    adapter = Adapter(config, tasks, layers)
-    adapter.slots = MappingProxyType({modules[name]: layer for name, layer in layers.items()})
-    return adapter
+    return config, modules, select(config, modules, linear)
 
 
 def _warn_of_unused(config: AdapterConfig, modules: Mapping[str, Module], names: list[str]) -> None:

@@ -45,6 +45,8 @@ class LinearAdapter(Module):
     def _mix(self, x: Any, weight: PackedWeight | None, bias: Any, routing: Routing, batch: Batch) -> Any:
         """The base's product and the term; the term alone without a weight."""
         lora_A, lora_B, weights = self.experts(routing.weights, batch)
+        if routing.axis == "token":
+            return tape.moe(x, weight, bias, lora_A, lora_B, weights, routing.ids, self.scale)
         adapter_ids = routing.adapter_ids
         if routing.axis == "example":
             adapter_ids = np.arange(batch.n_examples, dtype=np.int64)
@@ -93,6 +95,6 @@ def formula(config: AdapterConfig) -> str:
     """The trainable parameters of a layer as people write them."""
     router, experts = ROUTERS[config.router], EXPERTS[config.experts]
     terms = [experts.formula.replace("S", router.count).removeprefix("1 "), router.formula]
-    if config.n_heads == 1:
-        terms = [term.replace(" Q", "") for term in terms]
+    heads = " order" if config.mixing == "leaves" else " Q" if config.n_heads > 1 else ""
+    terms = [term.replace(" Q", heads) for term in terms]
     return " + ".join(term for term in terms if term != "0")

@@ -10,6 +10,13 @@
 | c-poly  | task table beside a row of V            | S + T n | outputs | linear | 1/r     | task ids |
 | smear   | softmax of the example's mean token      | S pairs | factors | linear | 1/r     | nothing  |
 | orchmoe | example -> latent tasks x allocation    | S pairs | outputs | linear | 1/r     | nothing  |
+| molora  | softmax of each token                   | S pairs | outputs | linear | alpha/r | nothing  |
+| mola    | the same, its best 2                    | S pairs | outputs | linear | alpha/r | nothing  |
+| hydralora | softmax of each token                 | one A   | outputs | linear | alpha/r | nothing  |
+| mosld   | the same, its best 2                    | one A   | outputs | linear | alpha/r | nothing  |
+| tlora   | constant                                | tensors | factors | linear | 1/r     | nothing  |
+| tensorpoly-i | task table                         | tensors | factors | linear | 1/r     | task ids |
+| tensorpoly-ii | task table, a row for each order  | tensors | leaves  | linear | 1/r     | task ids |
 
     factors: y = x W^T + b + scale (x A^T) B,   A = sum_s w_s A_s,   B = sum_s w_s B_s   (by block for heads)
     outputs: y = x W^T + b + scale sum_s w_s (x A_s^T) B_s
@@ -34,6 +41,14 @@ class Method:
     preset: Mapping[str, Any] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
 
+
+# The scale 16/8 is published for MoSLD; the relatives share it.
+_TOKEN = {"router": "token_softmax", "mixing": "outputs", "lora_alpha": 16}
+# Sizes of the authors' best configurations, which take no noise.
+_TENSOR_POLY = {
+    "router": "task_table", "experts": "tensor", "init": "mttl", "order": 4, "n_skills": 8, "r": 16,
+    "noise": "off",
+}  # fmt: skip
 
 METHODS: dict[str, Method] = {
     # alpha 8 with rank 8, PEFT's defaults: the term is added as it is.
@@ -87,6 +102,52 @@ METHODS: dict[str, Method] = {
         "OrchMoE: no task ids; each example is a mixture of latent tasks, each a mixture of skills",
         "Wang et al. 2024, arXiv 2401.10559",
         {"router": "latent_tasks", "mixing": "outputs", "r": 2, "noise": "per_step"},
+    ),
+    "molora": Method(
+        "MoLoRA: each token sums all experts by a softmax",
+        "Zadouri et al. 2023, arXiv 2309.05444",
+        {**_TOKEN, "n_skills": 10, "r": 4},
+        aliases=("moe-lora",),
+    ),
+    "mola": Method(
+        "MoLA: each token sums its two best experts",
+        "Gao et al. 2024, arXiv 2402.08562",
+        {**_TOKEN, "n_skills": 5, "top_k": 2, "balance_loss": 1e-3},
+    ),
+    # Three up-projections: a choice, as is the rank.
+    "hydralora": Method(
+        "HydraLoRA: one A for all experts, each token sums their Bs by a softmax",
+        "Tian et al. 2024, arXiv 2404.19245",
+        {**_TOKEN, "experts": "shared_A", "n_skills": 3},
+    ),
+    # Published: 8, 6, 4, 2 experts from the lowest quarter of the layers to the highest (or, in a figure, the
+    # reverse); n_skills_pattern says so for a base. 5 is their mean. The coefficient is MoLA's.
+    "mosld": Method(
+        "MoSLD: one A for all experts, with dropout; each token sums its two best Bs",
+        "Zhao et al. 2024, arXiv 2412.08946",
+        {
+            **_TOKEN,
+            "experts": "shared_A",
+            "n_skills": 5,
+            "top_k": 2,
+            "balance_loss": 1e-3,
+            "lora_A_dropout": 0.1,
+        },
+    ),
+    "tlora": Method(
+        "TLoRA: one pair whose rows are Kronecker products of small leaves",
+        "Su et al. 2024, arXiv 2405.16671 (baseline)",
+        {"router": "constant", "experts": "tensor", "n_skills": 1, "init": "tlora", "r": 4},
+    ),
+    "tensorpoly-i": Method(
+        "TensorPoly-I: tasks mix components, each a pair of Kronecker products",
+        "Su et al. 2024, arXiv 2405.16671",
+        {**_TENSOR_POLY},
+    ),
+    "tensorpoly-ii": Method(
+        "TensorPoly-II: tasks mix the leaves of each order, then multiply them",
+        "Su et al. 2024, arXiv 2405.16671",
+        {**_TENSOR_POLY, "mixing": "leaves"},
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from polymoe.adapters.by_content import ContentSoftmax, LatentTasks
 from polymoe.adapters.by_task import CommonSpecific, Constant, Given, OneHot, TaskTable, Uniform
+from polymoe.adapters.by_token import TokenSoftmax
 from polymoe.adapters.parts import Router
 
 ROUTERS: dict[str, type[Router]] = {
@@ -13,4 +14,5 @@ ROUTERS: dict[str, type[Router]] = {
     "common_specific": CommonSpecific,
     "content_softmax": ContentSoftmax,
     "latent_tasks": LatentTasks,
+    "token_softmax": TokenSoftmax,
 }

@@ -20,7 +20,8 @@ ADAPTER_SETTINGS = (
     "target_modules", "exclude_modules", "layers_to_transform", "r", "n_skills", "n_splits", "lora_alpha",
     "lora_dropout", "temperature", "noise", "gate", "gate_dropout", "average_correction", "init",
     "router", "experts", "mixing", "task_skills", "n_specific", "specific", "ibp_prior",
-    "n_latent_tasks", "pooling", "stop_router_gradient",
+    "n_latent_tasks", "pooling", "stop_router_gradient", "top_k", "balance_loss", "lora_A_dropout",
+    "order", "zero_start",
 )  # fmt: skip
 
 

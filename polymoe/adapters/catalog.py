@@ -1,0 +1,44 @@
+"""The table of methods as data: what each is made of, needs and trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polymoe.adapters.inject import sites
+from polymoe.adapters.layers import formula, n_parameters
+from polymoe.adapters.methods import METHODS, configure
+from polymoe.adapters.routers import ROUTERS
+
+LETTERS = (
+    "D, O: width in and out of a layer; r: rank; S: skills; T: tasks; Q: heads (n_splits); I: latent tasks; "
+    "n_B: pairs of each task's own (n_specific); m_D, m_O: columns of a leaf, the order-th root of D or O, "
+    "rounded up"
+)
+
+
+def catalog(base: Any = None, n_tasks: int = 8, **overrides: Any) -> list[dict[str, Any]]:
+    """A row for each method: its name, title, source, parts and sizes, what it ``needs`` ("task ids" or
+    "nothing"), and the ``formula`` of the parameters that it trains in a layer, as text.
+
+    With a ``base`` also their number there, ``parameters``, for ``n_tasks`` tasks. ``overrides``: of every
+    configuration.
+    """
+    if n_tasks < 1:
+        raise ValueError(f"n_tasks: expected at least 1, got {n_tasks}")
+    rows = []
+    for name, method in METHODS.items():
+        config = configure(name, **overrides)
+        row: dict[str, Any] = {
+            "method": name,
+            "aliases": list(method.aliases),
+            "title": method.title,
+            "source": method.source,
+            **{part: getattr(config, part) for part in ("router", "experts", "mixing", "site")},
+            **{size: getattr(config, size) for size in ("r", "n_skills", "n_splits")},
+            "needs": "task ids" if ROUTERS[config.router].needs_tasks else "nothing",
+            "formula": formula(config),
+        }
+        if base is not None:
+            row["parameters"] = n_parameters(config, sites(base, config, n_tasks))
+        rows.append(row)
+    return rows
