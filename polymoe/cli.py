@@ -111,7 +111,7 @@ class Demo:
     output: str = "runs/demo"
     """Folder of the run; replaced if it holds an earlier demo."""
     method: str = "mhr"
-    """lora, private, poly or mhr."""
+    """Any that `polymoe methods` lists."""
     seed: int = 0
     """Of order, noise and initial values."""
     json: bool = False

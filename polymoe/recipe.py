@@ -29,7 +29,7 @@ class AdapterOptions:
     r: int | None = None
     """Rank of each pair."""
     n_skills: int | None = None
-    """Pairs that the tasks share (poly, mhr)."""
+    """Experts to choose from; those that all tasks share (c-poly)."""
     n_splits: int | None = None
     """Heads (mhr)."""
     lora_alpha: float | None = None
@@ -49,9 +49,11 @@ class AdapterOptions:
     init: Literal["peft", "mttl", "tlora"] | None = None
     """Whose initial values the skills get."""
     router: str | None = None
-    """Another router than the method's (`polymoe methods` shows them)."""
+    """Another router than the method's: constant, uniform, one_hot, given, task_table, common_specific,
+    content_softmax, latent_tasks, token_softmax.
+    """
     experts: str | None = None
-    """Other experts than the method's."""
+    """Other experts than the method's: lora, shared_A, tensor."""
     mixing: Literal["factors", "outputs", "leaves"] | None = None
     """Mix the experts' factors, their outputs, or the leaves of tensors."""
     task_skills: tuple[str, ...] | None = None
@@ -89,7 +91,7 @@ class Recipe:
     base: str = "minilm"
     """The frozen model: a folder, "minilm", or a name on the hub."""
     method: str = "mhr"
-    """Who shares what: lora, private, poly, mhr ...; `polymoe methods` lists them."""
+    """Who shares what: lora, private, poly, mhr, or another that `polymoe methods` lists."""
     objective: Literal["classify", "match", "regress"] = "classify"
     """What is learnt: a head per task, the nearest output text, or a number."""
     tasks: tuple[str, ...] | None = None

@@ -167,5 +167,6 @@ def test_formulas_are_written_as_people_do():
     assert formula(configure("poly")) == "S r (D + O) + T S"
     assert formula(configure("mhr")) == "S r (D + O) + T Q S"
     assert formula(configure("c-poly")) == "(S + T n_B) r (D + O) + T S + T T n_B"
+    assert formula(configure("tlora")) == "order r (m_D + m_O)"
     assert formula(configure("mosld")) == "r D + S r O + S D"
     assert formula(configure("tensorpoly-ii")) == "order S r (m_D + m_O) + T order S"

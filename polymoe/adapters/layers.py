@@ -94,7 +94,8 @@ def n_parameters(config: AdapterConfig, sites: list[Site]) -> int:
 def formula(config: AdapterConfig) -> str:
     """The trainable parameters of a layer as people write them."""
     router, experts = ROUTERS[config.router], EXPERTS[config.experts]
-    terms = [experts.formula.replace("S", router.count).removeprefix("1 "), router.formula]
+    count = "" if router.count == "1" else f"{router.count} "
+    terms = [experts.formula.replace("S ", count), router.formula]
     heads = " order" if config.mixing == "leaves" else " Q" if config.n_heads > 1 else ""
     terms = [term.replace(" Q", heads) for term in terms]
     return " + ".join(term for term in terms if term != "0")

@@ -236,7 +236,7 @@ def adapt(
 
     Args:
         base: a module tree, for instance of :func:`polymoe.load_base`. It is shared, not copied, and never
-        changed. method: "lora" ("shared"), "private", "poly", "mhr", or a configuration. tasks: names of
+        changed. method: a row of :data:`polymoe.adapters.METHODS`, or a configuration. tasks: names of
         the tasks, in the order of their ids. target_modules: PEFT's rules, see
         :mod:`polymoe.adapters.targets`; None: the base's default; "all-linear". adapter_name: of this first
         adapter. seed: of the initial values. overrides: further fields of

@@ -119,7 +119,8 @@ class AdaptedLinear(Module):
         """dx, of the shape of x, for the gradient ``dy`` of y; adds those of the parameters to their
         ``.grad``.
 
-        A forward can be gone back through once: RuntimeError after that. ValueError for another shape than
+        The router's auxiliary losses (``saved.tape.auxiliary_loss()``) are part of the loss, with weight 1. A
+        forward can be gone back through once: RuntimeError after that. ValueError for another shape than
         y's.
         """
         dy = np.asarray(dy, dtype=self.linear.weight.dtype)

@@ -179,7 +179,8 @@ def test_training_noise_has_the_distribution_of_peft():
     from peft.tuners.poly.router import PolyRouter
 
     from polymoe.adapters import configure
-    from polymoe.adapters.routers import TaskTable
+    from polymoe.adapters.by_task import TaskTable
+    from polymoe.adapters.parts import Site
 
     z = np.array([[1.0, -0.5, 0.2, 0.0]], np.float32)
     theirs = PolyRouter(peft.PolyConfig(n_tasks=1, n_skills=2, n_splits=2)).train()
@@ -187,7 +188,7 @@ def test_training_noise_has_the_distribution_of_peft():
     torch.manual_seed(0)
     n = 20000
     expected = theirs(torch.zeros(n, dtype=torch.long), None).detach().numpy()
-    ours = TaskTable(configure("mhr", n_skills=2, n_splits=2), 1, "layer", 0, np.float32)
+    ours = TaskTable(configure("mhr", n_skills=2, n_splits=2), Site("layer", 4, 4, n_tasks=1))
     ours.logits.data[...] = z.reshape(1, 2, 2)
     ours.training = True
     given = Batch(np.arange(n + 1), task_ids=np.zeros(n, np.int64), seed=5)
