@@ -20,7 +20,7 @@ def test_example_runs(example, tmp_path):
         minilm_folder()
     arguments = [str(tmp_path / "run")] if "sys.argv" in example.read_text() else []
     done = subprocess.run(
-        [sys.executable, str(example), *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=300
+        [sys.executable, str(example), *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=1200
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
