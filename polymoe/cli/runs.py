@@ -1,0 +1,170 @@
+"""Verbs that make and use runs: ``demo``, ``train``, ``evaluate``, ``predict``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from inspect import cleandoc
+from pathlib import Path
+
+import tyro
+
+import polymoe
+from polymoe.cli.flags import CONFIG, parse_flags
+from polymoe.cli.show import print_json, say, show_evaluation, show_summary
+from polymoe.recipe import Recipe
+from polymoe.training import load_run
+
+DEMO = Path(polymoe.__file__).parent / "demo"
+
+
+@dataclass(frozen=True)
+class Output:
+    """The folder that a run is written to."""
+
+    output: str = "run"
+    """Folder for the adapter, checkpoints and metrics."""
+    resume: bool = False
+    """Go on where the run in this folder stopped."""
+    overwrite: bool = False
+    """Replace the run in this folder."""
+    json: bool = False
+    """Print the summary as JSON."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a run on the test part of its own data, or of other data."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of the run."""
+    data: str | None = None
+    """Folder or file with tasks; the run's own by default."""
+    tasks: tuple[str, ...] | None = None
+    """Tasks to evaluate; all by default."""
+    split: str = "test"
+    """Part of the data: train, valid or test."""
+    base: str | None = None
+    """Where the base is now, if it has moved."""
+    json: bool = False
+    """Print the evaluation as JSON."""
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Print what a run says of each text, one line each."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of the run."""
+    task: str
+    """Which task the texts belong to."""
+    input: tuple[str, ...] = ()
+    """The texts; lines of stdin when there are none."""
+    candidates: tuple[str, ...] | None = None
+    """Outputs to choose from (objective match), in place of the task's own."""
+    base: str | None = None
+    """Where the base is now, if it has moved."""
+    json: bool = False
+    """Print a JSON object per line: input, output, score and the scores of all choices."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train one model on the eight small tasks that come with polymoe, and show what it learnt."""
+
+    output: str = "runs/demo"
+    """Folder of the run; replaced if it holds an earlier demo."""
+    method: str = "mhr"
+    """Any that `polymoe methods` lists."""
+    seed: int = 0
+    """Of order, noise and initial values."""
+    json: bool = False
+    """Print the summary as JSON."""
+
+
+def train(argv: Sequence[str]) -> None:
+    """Train one adapter on many tasks.
+
+    Settings come from RECIPE.yaml if one is named, with --resume from the run itself, and from flags,
+    which win.
+
+        polymoe train [RECIPE.yaml] [OPTIONS]
+    """
+
+    @dataclass(frozen=True)
+    class Train:
+        recipe: Recipe
+        out: Output
+
+    def parse(flags: Sequence[str], recipe: Recipe) -> Train:
+        default = Train(recipe, Output())
+        return tyro.cli(
+            Train,
+            args=flags,
+            default=default,
+            prog="polymoe train",
+            description=cleandoc(train.__doc__ or ""),
+            config=CONFIG,
+        )
+
+    if argv and not argv[0].startswith("-"):
+        parsed = parse(argv[1:], Recipe.from_yaml(argv[0]))
+    else:
+        parsed = parse(argv, Recipe())
+        if parsed.out.resume:
+            parsed = parse(argv, Recipe.from_yaml(Path(parsed.out.output) / "recipe.yaml"))
+    out = parsed.out
+    summary = parsed.recipe.trainer(out.output).train(resume=out.resume, overwrite=out.overwrite)
+    if out.json:
+        print_json(summary)
+    else:
+        show_summary(summary, out.output)
+        say(
+            f"\nnext:\n  polymoe evaluate {out.output}\n"
+            f"  polymoe predict {out.output} --task NAME --input TEXT"
+        )
+
+
+def demo(argv: Sequence[str]) -> None:
+    """Train on the shipped tasks."""
+    options = parse_flags(Demo, argv, "demo")
+    recipe = Recipe.from_yaml(DEMO / "recipe.yaml")
+    training = replace(recipe.training, seed=options.seed)
+    recipe = replace(recipe, data=str(DEMO / "tasks"), method=options.method, training=training)
+    earlier = Path(options.output) / "recipe.yaml"
+    is_demo = earlier.exists() and Recipe.from_yaml(earlier).data == str(Path(recipe.data or "").resolve())
+    summary = recipe.trainer(options.output).train(overwrite=is_demo)
+    if options.json:
+        print_json(summary)
+        return
+    show_summary(summary, options.output)
+    say(
+        "\nnext:\n"
+        f'  polymoe predict {options.output} --task intent --input "Wake me at six, please"\n'
+        f"  polymoe evaluate {options.output}\n"
+        "  polymoe train --data YOUR_FOLDER --output runs/mine"
+    )
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """Evaluate a run."""
+    options = parse_flags(Evaluate, argv, "evaluate")
+    evaluation = load_run(options.run, options.base).evaluate(options.data, options.split, options.tasks)
+    if options.json:
+        print_json(evaluation)
+    else:
+        show_evaluation(evaluation, None, f"{options.run}: {options.split}")
+
+
+def predict(argv: Sequence[str]) -> None:
+    """Predict outputs of texts."""
+    options = parse_flags(Predict, argv, "predict")
+    run = load_run(options.run, options.base)
+    run.model.tasks.id(options.task)  # an unknown task is told before stdin is waited for
+    texts = list(options.input) or [line.rstrip("\r\n") for line in sys.stdin]
+    for text, prediction in zip(texts, run.predict(texts, options.task, options.candidates), strict=True):
+        if options.json:
+            print_json({"input": text, **asdict(prediction)}, indent=None)
+        else:
+            print(prediction.output)

@@ -1,0 +1,55 @@
+"""What is printed: JSON for machines, tables for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from polymoe.training.metrics import Evaluation
+
+
+def print_json(value: Any, indent: int | None = 2) -> None:
+    """One JSON value on stdout."""
+    print(json.dumps(value, indent=indent, ensure_ascii=False))
+
+
+def say(text: str) -> None:
+    """Plain text on stdout, as it is."""
+    print(text)
+
+
+def show_summary(summary: dict[str, Any], output: str) -> None:
+    """What a run came to, for people."""
+    if summary["evaluation"] is not None:
+        title = f"{summary['evaluated_split']}, {summary['objective']}"
+        show_evaluation(summary["evaluation"], summary["evaluation_before"], title)
+    cut = sum(summary["truncated_texts"].values())
+    facts = [
+        f"{summary['steps']} steps in {summary['train_seconds']:.1f} s",
+        f"{summary['tokens_per_second']:,.0f} tokens/s",
+        f"{summary['trainable_parameters']:,} trainable parameters",
+        f"peak memory {summary['peak_rss_bytes'] / 2**20:,.0f} MiB",
+    ]
+    say(", ".join(facts + [f"{cut} texts cut to the length that the base takes"] * bool(cut)))
+    say(f"run: {output}")
+
+
+def show_evaluation(evaluation: Evaluation, before: Evaluation | None, title: str) -> None:
+    """A table: a row a task, a column a metric, and the first metric before training where it is known."""
+    metrics = list(evaluation["mean"])
+    table = Table(title=title, title_justify="left")
+    table.add_column("task")
+    for name in ([f"{metrics[0]} before"] if before else []) + metrics + ["n"]:
+        table.add_column(name.replace("_", " "), justify="right")
+    rows = [*evaluation["tasks"].items(), ("mean", evaluation["mean"])]
+    for task, values in rows:
+        cells = [f"{values[m]:.3f}" if m in values else "" for m in metrics]
+        if before:
+            old = before["mean"] if task == "mean" else before["tasks"][task]
+            cells.insert(0, f"{old[metrics[0]]:.3f}")
+        table.add_row(task, *cells, str(values.get("n", "")), end_section=task == rows[-2][0])
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
