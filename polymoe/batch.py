@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
-from polymoe.tape import Node
+from polymoe.tape import Node, current_tape
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Batch:
     batch when absent). ``targets``: whatever the objective compares with. ``seed`` and ``step`` (micro-step)
     key the randomness of a training step. ``adapters``: which adapter each module uses (None: the base
     alone); they travel with the batch, so that a base is never changed, two adapted models can share one, and
-    a recomputed forward meets the same adapters.
+    a recomputed forward meets the same adapters. ``routings``: what routers have decided so far, see
+    :class:`Routings`.
     """
 
     cu_seqlens: np.ndarray
@@ -33,6 +34,7 @@ class Batch:
     seed: int = 0
     step: int = 0
     adapters: Mapping[Any, Any] | None = None
+    routings: Routings | None = None
 
     @property
     def n_examples(self) -> int:
@@ -141,3 +143,43 @@ class Routing:
     ids: np.ndarray | None = None
     adapter_ids: np.ndarray | None = None
     aux: Node | None = None
+
+
+class Routings(Mapping[str, Routing]):
+    """What the routers have decided, by their names, in the order in which they were asked.
+
+    A router that several layers share decides once. Generation passes the routings of the prompt on with the
+    batches of later tokens, so that a text keeps its routing; those of single tokens are decided anew.
+    Reports read them after a forward: ``model(replace(batch, routings=Routings()))``.
+    """
+
+    def __init__(self) -> None:
+        self._decided: dict[str, tuple[Any, str, Routing]] = {}
+
+    def decide(self, name: str, layer: str, decide: Callable[[], Routing]) -> Routing:
+        """The routing that was decided under this name, or what ``decide()`` says now, for a layer.
+
+        RuntimeError where a recomputed forward (:func:`polymoe.tape.checkpoint`) asks for one that another
+        layer's activations decided: they are not there any more.
+        """
+        # A recomputed forward has a tape of its own, which must see the router's operations.
+        tape = current_tape()
+        made_under, decider, routing = self._decided.get(name, (None, layer, None))
+        if routing is not None and routing.axis == "example" and made_under is not tape and decider != layer:
+            raise RuntimeError(
+                f"router_granularity: expected layers that are recomputed together with {decider}, whose "
+                f"router they share, got {layer} alone"
+            )
+        if routing is None or routing.axis == "token" or made_under is not tape:
+            routing = decide()
+            self._decided[name] = tape, layer, routing
+        return routing
+
+    def __getitem__(self, name: str) -> Routing:
+        return self._decided[name][2]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._decided)
+
+    def __len__(self) -> int:
+        return len(self._decided)

@@ -6,9 +6,9 @@ or a :class:`~polymoe.functional.PackedWeight`; only a :class:`Parameter` is tra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -56,10 +56,18 @@ class Module:
                 yield from ((f"{name}.{k}", v) for k, v in value.items() if isinstance(v, Module))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module and all below it, with dotted names, depth first."""
-        yield prefix, self
-        for name, child in self.named_children():
-            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+        """This module and all below it, with dotted names, depth first. A module that stands in several
+        places is named by the first."""
+        met: set[int] = set()
+
+        def walk(module: Module, path: str) -> Iterator[tuple[str, Module]]:
+            if id(module) not in met:
+                met.add(id(module))
+                yield path, module
+                for name, child in module.named_children():
+                    yield from walk(child, f"{path}.{name}" if path else name)
+
+        return walk(self, prefix)
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """All parameters below this module with dotted names."""
@@ -101,7 +109,7 @@ class Linear(Module):
     """y = x W^T + b with W frozen, plus the term of the adapter, if the batch brings one for this module.
 
     ``weight`` [O, D] (an array, packed here, or a PackedWeight), ``bias`` [O] or None. An adapter is called
-    with ``(x, weight, bias, batch)`` and returns y.
+    with ``(x, module, batch)``, the module being this one, and returns y.
     """
 
     def __init__(self, weight: np.ndarray | PackedWeight, bias: np.ndarray | None = None) -> None:
@@ -123,13 +131,36 @@ class Linear(Module):
         adapter = None if batch.adapters is None else batch.adapters.get(self)
         if adapter is None:
             return tape.linear(x, self.weight, self.bias)
-        return adapter(x, self.weight, self.bias, batch)
+        return adapter(x, self, batch)
 
     def extra_repr(self) -> str:
         """Sizes."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         )
+
+
+class FeedForward(Module):
+    """y = down(activation(up(x))), or what the adapter makes of it, if the batch brings one for this module.
+
+    ``compute`` is the formula over any projections, so that experts run it with their own.
+    """
+
+    projections: ClassVar[tuple[str, ...]] = ("up", "down")
+
+    def __init__(self, up: Linear, down: Linear, activation: Callable[[Any], Any]) -> None:
+        self.up, self.down, self.activation = up, down, activation
+
+    def __call__(self, x: np.ndarray | Node, batch: Batch) -> Any:
+        """y [N, D] of x [N, D]."""
+        adapter = None if batch.adapters is None else batch.adapters.get(self)
+        if adapter is None:
+            return self.compute(x, lambda name, h: getattr(self, name)(h, batch))
+        return adapter(x, self, batch)
+
+    def compute(self, x: Any, project: Callable[[str, Any], Any]) -> Any:
+        """The formula, with ``project(name, h)`` for each of ``projections``."""
+        return project("down", self.activation(project("up", x)))
 
 
 class LayerNorm(Module):

@@ -125,6 +125,11 @@ class Tape:
                 record.output.grad = None
 
 
+def current_tape() -> Tape | None:
+    """The tape that is entered, if any."""
+    return _current.get()
+
+
 def data_of(x: Any) -> Any:
     """The array of a node, or ``x`` itself."""
     return x.data if isinstance(x, Node) else x

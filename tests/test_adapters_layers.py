@@ -48,7 +48,7 @@ def expected(layer, x, task_ids):
             blocks = bank.reshape(*bank.shape[:2], len(weights), -1)
             return np.einsum("qs,srqd->rqd", weights, blocks).reshape(bank.shape[1], -1)
 
-        y[b] += layer.adapter.scale * (x[b] @ mixed(A).T) @ mixed(B)
+        y[b] += layer.adapter.experts.scale * (x[b] @ mixed(A).T) @ mixed(B)
     return y
 
 
@@ -367,9 +367,9 @@ def test_repr_shows_parts_and_sizes():
     assert repr(make("mhr")) == (
         "AdaptedLinear(\n"
         "  (linear): Linear(in_features=12, out_features=8, bias=True)\n"
-        "  (adapter): LinearAdapter(scale=0.5\n"
+        "  (adapter): AdapterLayer(\n"
         "    (router): TaskTable(3 tasks, 4 heads, 4 skills, noise=per_example)\n"
-        "    (experts): LoraExperts(4 x rank 2, 12 -> 8)\n"
+        "    (experts): LoraExperts(4 x rank 2, 12 -> 8, scale=0.5)\n"
         "  )\n"
         ")"
     )

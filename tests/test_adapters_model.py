@@ -55,7 +55,8 @@ def test_all_linear_takes_every_linear_layer(base):
 def test_ranks_and_scales_follow_their_patterns(base):
     model = make(base, "lora", rank_pattern={"value": 3}, alpha_pattern={r"layer\.1\..*": 4})
     found = {
-        name: (layer.experts.lora_A.shape[1], layer.scale) for name, layer in model.adapter.layers.items()
+        name: (layer.experts.lora_A.shape[1], layer.experts.scale)
+        for name, layer in model.adapter.layers.items()
     }
     assert list(found.values()) == [(2, 4.0), (3, 8 / 3), (2, 2.0), (3, 4 / 3)]
 
@@ -259,6 +260,6 @@ def test_repr_names_adapters_and_layers(base):
     text = repr(make(base, "mhr", n_splits=2))
     assert "AdaptedModel(active_adapter='default'\n  (base): Bert(" in text
     assert "(adapters.default): Adapter(method=mhr, r=2, mixing=factors, tasks=['a', 'b', 'c']" in text
-    assert "4 x (scale=0.5, TaskTable(3 tasks, 2 heads, 4 skills, noise=per_example)" in text
+    assert "4 x (TaskTable(3 tasks, 2 heads, 4 skills, noise=per_example), LoraExperts(4 x rank 2" in text
     assert QUERY in text
     assert isinstance(make(base), AdaptedModel)

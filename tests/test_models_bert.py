@@ -96,7 +96,7 @@ def test_gradient_through_the_whole_model_matches_differences():
     dy = rng.normal(size=(2, base.hidden_size))
 
     def embed(m):
-        adapter = lambda x, weight, bias, batch: tape.linear(tape.add(x, m), weight, bias)
+        adapter = lambda x, linear, batch: tape.linear(tape.add(x, m), linear.weight, linear.bias)
         return base.embed(dataclasses.replace(batch, adapters={query: adapter}))
 
     parameter = Parameter(shift)

@@ -11,15 +11,16 @@ from typing import Any, Literal, get_args, get_type_hints
 from polymoe.adapters.experts import EXPERTS
 from polymoe.adapters.parts import Experts, Router
 from polymoe.adapters.routers import ROUTERS
-from polymoe.adapters.targets import pattern_value
+from polymoe.adapters.targets import block_of, pattern_value
 
 Noise = Literal["per_example", "per_task", "per_step", "off"]
 Init = Literal["peft", "mttl", "tlora"]
 Pooling = Literal["mean", "attention"]
 Specific = Literal["learned_row", "diagonal", "fixed"]
+Granularity = Literal["linear", "block", "model"]
 
 MIXINGS = ("factors", "outputs", "leaves")
-SITES = ("linear",)
+SITES = ("linear", "feed_forward")
 GATES = ("sigmoid", "straight_through", "softmax", "l2")
 
 
@@ -34,7 +35,9 @@ class AdapterConfig:
     branch's input, in training. ``target_modules`` ... ``layers_pattern``: see
     :mod:`polymoe.adapters.targets`. ``gate``, ``temperature``, ``noise``, ``gate_dropout``,
     ``average_correction``: see :class:`~polymoe.adapters.routers.TaskTable`. ``init_weights`` False: B is
-    random too, so that the adapted model does not start as the base. ``init``: bound of the random A, "peft"
+    random too, so that the adapted model does not start as the base. ``router_granularity``: a router for
+    each layer ("linear"), or one that the layers of a numbered block ("block") or all ("model") share; one
+    that reads tokens reads those of the first of its layers. ``init``: bound of the random A, "peft"
     sqrt(Q/D), "mttl" 1/sqrt(3D). ``n_skills_pattern``: other numbers of skills for some modules. The other
     fields belong to one router or kind of experts, which says what they are, and are refused elsewhere.
 
@@ -61,6 +64,7 @@ class AdapterConfig:
     modules_to_save: tuple[str, ...] | None = None
     init_weights: bool = True
     init: Init = "peft"
+    router_granularity: Granularity = "linear"
     gate: str = "sigmoid"
     temperature: float = 1.0
     noise: Noise = "per_example"
@@ -96,6 +100,13 @@ class AdapterConfig:
         self._check_unused()
         if self.mixing == "outputs" and self.n_splits > 1:
             raise ValueError(f"n_splits: expected 1 (outputs are not cut in blocks), got {self.n_splits}")
+        if self.site != (site := EXPERTS[self.experts].site):
+            raise ValueError(f"site: expected {site!r} (the experts {self.experts!r}), got {self.site!r}")
+        if self.router_granularity != "linear" and ROUTERS[self.router].axis == "token":
+            raise ValueError(
+                f"router_granularity: expected 'linear' (the router {self.router!r} reads each layer's own "
+                f"tokens), got {self.router_granularity!r}"
+            )
         ROUTERS[self.router].check(self)
         EXPERTS[self.experts].check(self)
 
@@ -111,6 +122,7 @@ class AdapterConfig:
             "init": get_args(hints["init"]),
             "specific": get_args(hints["specific"]),
             "pooling": get_args(hints["pooling"]),
+            "router_granularity": get_args(hints["router_granularity"]),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -177,6 +189,20 @@ class AdapterConfig:
     def skills(self, name: str) -> int:
         """Number of skills of a module."""
         return pattern_value(self.n_skills_pattern, name, self.n_skills)
+
+    def router_name(self, name: str) -> str:
+        """Name of the router that decides for a module. ValueError for one that lies in no numbered block
+        where blocks share."""
+        if self.router_granularity == "model":
+            return "model"
+        if self.router_granularity == "linear":
+            return name
+        if (block := block_of(name)) is None:
+            raise ValueError(
+                f"router_granularity: expected 'linear' or 'model' ({name} lies in no numbered block), "
+                f"got 'block'"
+            )
+        return block
 
     def rank(self, name: str) -> int:
         """Rank of the adapter of a module."""

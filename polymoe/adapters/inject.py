@@ -1,4 +1,4 @@
-"""An adapter for a whole base: one :class:`LinearAdapter` for each module that the configuration targets."""
+"""An adapter for a whole base: one :class:`AdapterLayer` for each module that the configuration targets."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from types import MappingProxyType
 from typing import Any
 
 from polymoe.adapters.config import AdapterConfig
-from polymoe.adapters.layers import LinearAdapter, make_adapter
-from polymoe.adapters.parts import Site
+from polymoe.adapters.layers import SITES, AdapterLayer, make_layer, site_of
+from polymoe.adapters.parts import Router, Site
 from polymoe.adapters.targets import is_excluded, pattern_key, resolve, select
 from polymoe.batch import TaskRegistry
-from polymoe.nn import Linear, Module, Parameter
+from polymoe.nn import Module, Parameter
 
 
 class Adapter(Module):
@@ -21,11 +21,12 @@ class Adapter(Module):
     name of their module.
 
     ``slots`` says which layer belongs to which module of the base; batches carry it (``Batch.adapters``).
+    A router that several layers share is named after the first of them.
     """
 
-    def __init__(self, config: AdapterConfig, tasks: TaskRegistry, layers: dict[str, LinearAdapter]) -> None:
+    def __init__(self, config: AdapterConfig, tasks: TaskRegistry, layers: dict[str, AdapterLayer]) -> None:
         self.config, self.tasks, self.layers = config, tasks, layers
-        self.slots: Mapping[Linear, LinearAdapter] = {}
+        self.slots: Mapping[Module, AdapterLayer] = {}
 
     @property
     def needs_tasks(self) -> bool:
@@ -41,7 +42,7 @@ class Adapter(Module):
         sizes = [f"method={c.method}", f"r={c.r}", f"mixing={c.mixing}", f"tasks={list(self.tasks.names)}"]
         lines: dict[str, list[str]] = {}
         for name, layer in self.layers.items():
-            parts = f"{layer.extra_repr()}, {layer.router!r}, {layer.experts!r}"
+            parts = ", ".join(filter(None, (layer.extra_repr(), repr(layer.router), repr(layer.experts))))
             lines.setdefault(parts, []).append(name)
         body = "".join(
             f"\n  {len(names)} x ({parts}):" + "".join(f"\n    {name}" for name in names)
@@ -53,13 +54,19 @@ class Adapter(Module):
 def inject(base: Any, config: AdapterConfig, tasks: TaskRegistry, seed: int) -> Adapter:
     """The adapter of ``base`` (a module tree) that ``config`` describes. The base itself is not changed.
 
-    ``target_modules`` None stands for ``base.default_target_modules``; "all-linear" leaves out
-    ``base.output_head``, a name, where the base has one. Raises ValueError when no module matches (the
-    candidates are listed) and when sizes do not fit.
+    ``target_modules`` None stands for ``base.default_target_modules``, or for the last feed-forward where
+    that is the site; "all-linear" leaves out ``base.output_head``, a name, where the base has one.
+    Raises ValueError when no module matches (the candidates are listed) and when sizes do not fit.
     """
     config, modules, names = _resolve(base, config)
     _warn_of_unused(config, modules, names)
-    layers = {name: make_adapter(config, tasks, modules[name], name, seed) for name in names}
+    routers: dict[str, Router] = {}
+    layers: dict[str, AdapterLayer] = {}
+    for name in names:
+        shared = config.router_name(name)
+        layers[name] = make_layer(config, tasks, modules[name], name, seed, routers.get(shared))
+        routers.setdefault(shared, layers[name].router).name = shared
+    _check_shared(config, names)
     adapter = Adapter(config, tasks, layers)
     adapter.slots = MappingProxyType({modules[name]: layer for name, layer in layers.items()})
     return adapter
@@ -68,21 +75,32 @@ def inject(base: Any, config: AdapterConfig, tasks: TaskRegistry, seed: int) -> 
 def sites(base: Any, config: AdapterConfig, n_tasks: int) -> list[Site]:
     """The layers of ``base`` that :func:`inject` would adapt; nothing is made."""
     _, modules, names = _resolve(base, config)
-    return [Site(name, modules[name].in_features, modules[name].out_features, n_tasks) for name in names]
+    return [site_of(modules[name], name, n_tasks) for name in names]
 
 
 def _resolve(base: Any, config: AdapterConfig) -> tuple[AdapterConfig, dict[str, Any], list[str]]:
     """The configuration with its targets resolved, all modules, and the names of those to adapt."""
     modules = dict(base.named_modules())
-    linear = [name for name, module in modules.items() if isinstance(module, Linear)]
-    targets = resolve(
-        config.target_modules,
-        linear,
-        getattr(base, "default_target_modules", None),
-        getattr(base, "output_head", None),
-    )
+    kind = SITES[config.site]
+    candidates = [name for name, module in modules.items() if isinstance(module, kind)]
+    default = getattr(base, "default_target_modules", None)
+    if config.site != "linear":
+        default = candidates[-1:] or None
+    targets = resolve(config.target_modules, candidates, default, getattr(base, "output_head", None))
     config = replace(config, target_modules=targets)
-    return config, modules, select(config, modules, linear)
+    return config, modules, select(config, modules, candidates, config.site)
+
+
+def _check_shared(config: AdapterConfig, names: list[str]) -> None:
+    """Layers that share a router choose from the same number of skills."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(config.router_name(name), name)
+        if config.skills(name) != config.skills(other):
+            raise ValueError(
+                f"n_skills_pattern: expected as many skills in {name} as in {other}, whose router it shares "
+                f"({config.skills(other)}), got {config.skills(name)}"
+            )
 
 
 def _warn_of_unused(config: AdapterConfig, modules: Mapping[str, Module], names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The adapter of one linear layer: router, experts and mixing put together."""
+"""The adapter of one site: router and experts put together."""
 
 from __future__ import annotations
 
@@ -9,51 +9,49 @@ import numpy as np
 from polymoe import random, tape
 from polymoe.adapters.config import AdapterConfig
 from polymoe.adapters.experts import EXPERTS
-from polymoe.adapters.parts import Site
+from polymoe.adapters.parts import Router, Site
 from polymoe.adapters.routers import ROUTERS
 from polymoe.batch import Batch, Routing, TaskRegistry
-from polymoe.functional import PackedWeight
-from polymoe.nn import Linear, Module
+from polymoe.nn import FeedForward, Linear, Module
+
+SITES: dict[str, type[Linear] | type[FeedForward]] = {"linear": Linear, "feed_forward": FeedForward}
 
 
-class LinearAdapter(Module):
-    """y = x W^T + bias + scale * (low-rank term), where the router says which experts a group, an example or
-    a token uses: their factors mixed, ``(x A_g^T) B_g``, or their outputs, ``sum_s w_s (x A_s^T) B_s``.
+class AdapterLayer(Module):
+    """What the frozen module makes of x, with experts: the router says which of them a group, an example or a
+    token uses and how much, and the experts mix.
+
+    ``router``: one that this layer shares with others; its own when None.
     """
 
-    def __init__(self, config: AdapterConfig, site: Site) -> None:
+    def __init__(self, config: AdapterConfig, site: Site, router: Router | None = None) -> None:
         self.name = site.name
-        self.scale = config.scale(site.name)
         self.dropout = config.lora_dropout
-        self.mixing = config.mixing
-        router = ROUTERS[config.router]
-        self.router = router(config, site)
-        self.experts = EXPERTS[config.experts](config, router.n_experts(config, site), site)
+        kind = ROUTERS[config.router]
+        self.router = kind(config, site) if router is None else router
+        self.experts = EXPERTS[config.experts](config, kind.n_experts(config, site), site)
 
-    def __call__(self, x: Any, weight: PackedWeight, bias: np.ndarray | None, batch: Batch) -> Any:
+    def __call__(self, x: Any, module: Any, batch: Batch) -> Any:
         """y [N, O] of x [N, D]."""
-        routing = self.router(batch, x)
-        if routing.aux is not None:
-            tape.auxiliary(routing.aux)
+        routing = self._routing(x, batch)
         if not (self.training and self.dropout):
-            return self._mix(x, weight, bias, routing, batch)
+            return self.experts(x, module, routing, batch)
         # As in PEFT, what is dropped is the input of the low-rank branch alone, so the branch is a pass of
         # its own.
         dropped = tape.dropout(x, self._mask(x, batch))
-        return tape.add(tape.linear(x, weight, bias), self._mix(dropped, None, None, routing, batch))
+        base = tape.linear(x, module.weight, module.bias)
+        return tape.add(base, self.experts(dropped, None, routing, batch))
 
-    def _mix(self, x: Any, weight: PackedWeight | None, bias: Any, routing: Routing, batch: Batch) -> Any:
-        """The base's product and the term; the term alone without a weight."""
-        lora_A, lora_B, weights = self.experts(routing.weights, batch)
-        if routing.axis == "token":
-            return tape.moe(x, weight, bias, lora_A, lora_B, weights, routing.ids, self.scale)
-        adapter_ids = routing.adapter_ids
-        if routing.axis == "example":
-            adapter_ids = np.arange(batch.n_examples, dtype=np.int64)
-        return tape.linear(
-            x, weight, bias, lora_A, lora_B, weights, adapter_ids, batch.cu_seqlens, self.scale,
-            mixing="outputs" if self.mixing == "outputs" else "factors", ids=routing.ids,
-        )  # fmt: skip
+    def _routing(self, x: Any, batch: Batch) -> Routing:
+        def decide() -> Routing:
+            routing = self.router(batch, x)
+            if routing.aux is not None:
+                tape.auxiliary(routing.aux)
+            return routing
+
+        if batch.routings is None:
+            return decide()
+        return batch.routings.decide(self.router.name, self.name, decide)
 
     def _mask(self, x: Any, batch: Batch) -> np.ndarray:
         """[N, D]: 0 with probability p, else 1/(1-p); a token's row depends on its example and place
@@ -65,30 +63,42 @@ class LinearAdapter(Module):
         return np.asarray((rows >= self.dropout) / (1 - self.dropout), tape.data_of(x).dtype)
 
     def extra_repr(self) -> str:
-        """Scale and dropout."""
-        return f"scale={self.scale:g}" + (f", lora_dropout={self.dropout:g}" if self.dropout else "")
+        """Dropout."""
+        return f"lora_dropout={self.dropout:g}" if self.dropout else ""
 
 
-def make_adapter(
-    config: AdapterConfig, tasks: TaskRegistry, linear: Linear, name: str, seed: int
-) -> LinearAdapter:
-    """The adapter of a layer. ValueError without tasks where the router goes by task, and for sizes that
-    do not fit."""
+def site_of(module: Any, name: str, n_tasks: int, seed: int = 0) -> Site:
+    """What parts need to know of a linear layer or a feed-forward."""
+    if isinstance(module, FeedForward):
+        up, down = module.up, module.down
+        return Site(name, up.in_features, down.out_features, n_tasks, seed, up.weight.dtype,
+                    up.out_features, module)  # fmt: skip
+    return Site(name, module.in_features, module.out_features, n_tasks, seed, module.weight.dtype, 0, module)
+
+
+def make_layer(
+    config: AdapterConfig,
+    tasks: TaskRegistry,
+    module: Any,
+    name: str,
+    seed: int,
+    router: Router | None = None,
+) -> AdapterLayer:
+    """The adapter of a module. ValueError without tasks where the router goes by task, and for sizes that do
+    not fit."""
     if ROUTERS[config.router].needs_tasks and not len(tasks):
         raise ValueError(f"tasks: expected at least one ({config.method} goes by task), got none")
-    n_out, n_in = linear.weight.shape
-    return LinearAdapter(config, Site(name, n_in, n_out, len(tasks), seed, linear.weight.dtype))
+    return AdapterLayer(config, site_of(module, name, len(tasks), seed), router)
 
 
 def n_parameters(config: AdapterConfig, sites: list[Site]) -> int:
     """How many numbers are trained in layers of these sizes; no weights are made."""
     router, experts = ROUTERS[config.router], EXPERTS[config.experts]
-    total = 0
+    deciding = {config.router_name(site.name): site for site in reversed(sites)}.values()
+    shapes = [shape for site in deciding for shape in router.shapes(config, site).values()]
     for site in sites:
-        shapes = [*router.shapes(config, site).values()]
         shapes += experts.shapes(config, router.n_experts(config, site), site).values()
-        total += sum(int(np.prod(shape)) for shape in shapes)
-    return total
+    return sum(int(np.prod(shape)) for shape in shapes)
 
 
 def formula(config: AdapterConfig) -> str:
@@ -97,5 +107,7 @@ def formula(config: AdapterConfig) -> str:
     count = "" if router.count == "1" else f"{router.count} "
     terms = [experts.formula.replace("S ", count), router.formula]
     heads = " order" if config.mixing == "leaves" else " Q" if config.n_heads > 1 else ""
-    terms = [term.replace(" Q", heads) for term in terms]
-    return " + ".join(term for term in terms if term != "0")
+    terms = [term.replace(" Q", heads) for term in terms if term != "0"]
+    if router.formula != "0" and config.router_granularity != "linear":
+        terms[-1] = f"({terms[-1]} a {config.router_granularity})"
+    return " + ".join(terms)

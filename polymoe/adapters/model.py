@@ -13,7 +13,7 @@ import numpy as np
 from polymoe.adapters.config import AdapterConfig
 from polymoe.adapters.inject import Adapter, inject
 from polymoe.adapters.methods import configure
-from polymoe.batch import Batch, TaskRegistry
+from polymoe.batch import Batch, Routings, TaskRegistry
 from polymoe.functional import PackedWeight
 from polymoe.nn import Module, Parameter
 
@@ -131,7 +131,8 @@ class AdaptedModel(Module):
         adapter, ids = self.adapter, batch.task_ids
         if adapter.needs_tasks or (ids is not None and len(adapter.tasks)):
             ids = adapter.tasks.check(ids, batch.n_examples)
-        return replace(batch, task_ids=ids, adapters=adapter.slots)
+        routings = Routings() if batch.routings is None else batch.routings
+        return replace(batch, task_ids=ids, adapters=adapter.slots, routings=routings)
 
     def __call__(self, batch: Batch) -> Any:
         """Hidden states of the base [N, D]."""

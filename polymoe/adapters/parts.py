@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -20,8 +20,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Site:
-    """The linear layer that parts are made for: its name, which keys all randomness, its width D and O, and
-    how many tasks there are."""
+    """What parts are made for, a linear layer or a feed-forward: its name, which keys all randomness, its
+    width D and O (and that between, of a feed-forward), how many tasks there are; ``module`` is the layer
+    itself, None where parameters are only counted."""
 
     name: str
     n_in: int
@@ -29,6 +30,8 @@ class Site:
     n_tasks: int = 0
     seed: int = 0
     dtype: Any = np.float32
+    n_hidden: int = 0
+    module: Any = None
 
     def uniform(self, part: str, shape: tuple[int, ...], bound: float, group: str) -> Parameter:
         """A parameter that starts within U(-bound, bound)."""
@@ -82,13 +85,14 @@ class Router(Module):
 
 
 class Experts(Module):
-    """What is mixed: ``experts(weights, batch) -> (lora_A, lora_B, weights)``, the arguments of the kernels;
-    experts that mix by themselves return the mixed pairs and None.
+    """What is mixed, and how: ``experts(x, module, routing, batch) -> y``, what the frozen ``module`` makes
+    of x with them; what they add alone where ``module`` is None.
 
-    ``fields`` and ``formula`` as :class:`Router` has them; in the formula S stands for the number of experts.
-    Made from ``(config, n_experts, site)``.
+    ``site``: what kind of module they are made for. ``fields`` and ``formula`` as :class:`Router` has them;
+    in the formula S stands for the number of experts. Made from ``(config, n_experts, site)``.
     """
 
+    site: ClassVar[str] = "linear"
     fields: frozenset[str] = frozenset()
     formula = "0"
 
@@ -104,8 +108,8 @@ class Experts(Module):
         """Shapes of their parameters."""
         raise NotImplementedError
 
-    def __call__(self, weights: Any, batch: Batch) -> tuple[Any, Any, Any]:
-        """The factors and how they are mixed."""
+    def __call__(self, x: Any, module: Any, routing: Routing, batch: Batch) -> Any:
+        """y [N, O] of x [N, D]."""
         raise NotImplementedError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from polymoe import functional as F
 from polymoe.adapters.config import AdapterConfig
-from polymoe.adapters.layers import LinearAdapter, make_adapter
+from polymoe.adapters.layers import AdapterLayer, make_layer
 from polymoe.adapters.methods import configure
 from polymoe.batch import Batch, TaskRegistry
 from polymoe.nn import Linear, Module
@@ -37,7 +37,7 @@ class AdaptedLinear(Module):
     ``tasks`` are the known tasks, ``seed`` keys the noise of the router and dropout.
     """
 
-    def __init__(self, linear: Linear, adapter: LinearAdapter, tasks: TaskRegistry, seed: int) -> None:
+    def __init__(self, linear: Linear, adapter: AdapterLayer, tasks: TaskRegistry, seed: int) -> None:
         self.linear, self.adapter = linear, adapter
         self.tasks, self.seed, self.step = tasks, seed, 0
 
@@ -88,7 +88,7 @@ class AdaptedLinear(Module):
         batch = self._batch(offsets, task_ids, example_ids, step)
         node = Node(rows if kept is None else rows[kept])
         with Tape() as recorded:
-            packed = self.adapter(node, self.linear.weight, self.linear.bias, batch)
+            packed = self.adapter(node, self.linear, batch)
         y, base = packed.data, None
         if kept is not None:
             y, base = F.linear(rows, self.linear.weight, self.linear.bias)
@@ -181,5 +181,5 @@ def adapt_linear(
         tasks = [f"task_{i}" for i in range(n_tasks)]
     registry = TaskRegistry(tasks)
     linear = Linear(weight, bias)
-    adapter = make_adapter(configure(method, **overrides), registry, linear, name, seed)
+    adapter = make_layer(configure(method, **overrides), registry, linear, name, seed)
     return AdaptedLinear(linear, adapter, registry, seed)

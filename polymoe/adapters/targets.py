@@ -100,27 +100,28 @@ def resolve(
     return tuple(targets)
 
 
-def select(config: Targets, names: Collection[str], linear: Collection[str]) -> list[str]:
-    """The modules of a base that are adapted, out of all its ``names``; ``linear`` are those that can be.
+def select(
+    config: Targets, names: Collection[str], candidates: Collection[str], site: str = "linear"
+) -> list[str]:
+    """The modules of a base that are adapted, out of all its ``names``; ``candidates`` are those that can be,
+    by the kind of ``site``.
 
-    ValueError that lists the candidates when there is none, and when a module is found that is no linear
-    layer.
+    ValueError that lists the candidates when there is none, and when a module of another kind is found.
     """
+    kind = {"linear": "linear layers", "feed_forward": "feed-forwards"}[site]
     found = [name for name in names if name and is_target(config, name)]
-    if wrong := [name for name in found if name not in set(linear)]:
-        raise ValueError(
-            f"target_modules: expected linear layers, got {', '.join(wrong)}{_candidates(linear)}"
-        )
+    if wrong := [name for name in found if name not in set(candidates)]:
+        raise ValueError(f"target_modules: expected {kind}, got {', '.join(wrong)}{_candidates(candidates)}")
     if not found:
         asked = config.target_modules
-        near = [] if isinstance(asked, str) or asked is None else _near(asked, linear)
+        near = [] if isinstance(asked, str) or asked is None else _near(asked, candidates)
         hint = f" (near: {', '.join(near)})" if near else ""
         limits = [f"{field}={getattr(config, field)!r}" for field in LIMITS if getattr(config, field)]
         raise ValueError(
-            f"target_modules: expected the names of linear layers, got {asked!r}{hint}"
+            f"target_modules: expected the names of {kind}, got {asked!r}{hint}"
             + "".join(f" with {limit}" for limit in limits)
             + ", which match none"
-            + _candidates(linear)
+            + _candidates(candidates)
         )
     return found
 
@@ -128,15 +129,21 @@ def select(config: Targets, names: Collection[str], linear: Collection[str]) -> 
 LIMITS = ("exclude_modules", "layers_to_transform", "layers_pattern")
 
 
-def _near(asked: Iterable[str], linear: Iterable[str]) -> list[str]:
-    endings = sorted({name.rpartition(".")[2] for name in linear})
+def _near(asked: Iterable[str], candidates: Iterable[str]) -> list[str]:
+    endings = sorted({name.rpartition(".")[2] for name in candidates})
     return sorted({near for name in asked for near in get_close_matches(name, endings, n=2)})
 
 
-def _candidates(linear: Iterable[str]) -> str:
+def _candidates(names: Iterable[str]) -> str:
     """The candidates with the layers' numbers written as *, one line each, for there can be hundreds."""
-    patterns = dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in linear)
+    patterns = dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names)
     return "; candidates:" + "".join(f"\n  {pattern}" for pattern in patterns)
+
+
+def block_of(name: str) -> str | None:
+    """The numbered layer that a module lies in, by name ("encoder.layer.3"); None when it lies in none."""
+    match = re.match(r".*?\.\d+(?=\.)", name)
+    return match[0] if match else None
 
 
 def pattern_key(pattern: Mapping[str, V], name: str) -> str | None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polymoe import tape
-from polymoe.adapters.parts import Experts, Shapes, Site, expect
+from polymoe.adapters.low_rank import LowRankExperts
+from polymoe.adapters.parts import Shapes, Site, expect
 from polymoe.batch import Batch
 from polymoe.functional import leaf_size
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 ORDERS = (2, 4, 8)
 
 
-class TensorExperts(Experts):
+class TensorExperts(LowRankExperts):
     """S components, each row of a factor the Kronecker product of ``order`` leaves with LayerNorm between
     (:func:`polymoe.functional.tensor_product`).
 
@@ -80,7 +81,7 @@ class TensorExperts(Experts):
         if config.zero_start:
             self.leaves_B.data[..., : shapes["leaves_B"][2] // config.order] = 0
 
-    def __call__(self, weights: Any, batch: Batch) -> tuple[Any, Any, Any]:
+    def factors(self, weights: Any, batch: Batch) -> tuple[Any, Any, Any]:
         """The products; what is left to mix."""
         leaves: tuple[Any, Any] = (self.leaves_A, self.leaves_B)
         if self.by_leaf and weights is not None:
@@ -94,4 +95,5 @@ class TensorExperts(Experts):
     def extra_repr(self) -> str:
         """Sizes."""
         n_experts, r, _ = self.leaves_A.shape
-        return f"{n_experts} x rank {r}, order {self.order}, {self.n_in} -> {self.n_out}"
+        sizes = f"{n_experts} x rank {r}, order {self.order}, {self.n_in} -> {self.n_out}"
+        return f"{sizes}, scale={self.scale:g}"

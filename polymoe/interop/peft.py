@@ -84,11 +84,12 @@ def _from_disk(key: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
 def _keys(adapter: Adapter, peft_type: str) -> list[tuple[str, str, Any]]:
     """(key in the file, PEFT's name of the parameter, parameter) of all parameters."""
     names = _LORA if peft_type == "LORA" else _POLY
-    return [
-        (f"{PREFIX}{module}.{names.get(name, name)}", names.get(name, name), parameter)
-        for module, layer in adapter.layers.items()
+    found = {
+        id(parameter): (f"{PREFIX}{module}.{names.get(name, name)}", names.get(name, name), parameter)
+        for module, layer in reversed(adapter.layers.items())  # a shared router is the first layer's
         for name, parameter in layer.named_parameters()
-    ]
+    }
+    return list(found.values())[::-1]
 
 
 def _folded(config: AdapterConfig, peft_type: str) -> float:

@@ -40,7 +40,7 @@ _FIELDS = {
 
 def peft_type(config: AdapterConfig) -> str:
     """LORA, POLY, or POLYMOE for what PEFT cannot compute."""
-    if config.experts != "lora" or config.mixing != "factors":
+    if config.experts != "lora" or config.mixing != "factors" or config.router_granularity != "linear":
         return "POLYMOE"
     if config.router == "constant":
         return "LORA"

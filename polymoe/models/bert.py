@@ -25,7 +25,7 @@ from polymoe.data import Tokenizer, cut_batches
 from polymoe.functional import PackedWeight
 from polymoe.models.bert_config import ACTIVATIONS, BertConfig
 from polymoe.models.weights import check_weights, rename
-from polymoe.nn import Embedding, LayerNorm, Linear, Module
+from polymoe.nn import Embedding, FeedForward, LayerNorm, Linear, Module
 from polymoe.tape import Node
 
 # Old checkpoints say gamma and beta; a model for masked words or sentence pairs holds the encoder as `bert`.
@@ -108,7 +108,7 @@ class BertSelfAttention(Module):
 
 
 class BertOutput(Module):
-    """LN(residual + dense(x)): ends both halves of a layer."""
+    """LN(residual + dense(x)): ends both halves of a layer. That of the feed-forward is called by parts."""
 
     def __init__(self, build: _Builder, name: str) -> None:
         self.dense = build.linear(name + ".dense")
@@ -132,15 +132,15 @@ class BertAttention(Module):
 
 
 class BertIntermediate(Module):
-    """act(dense(x)) [N, F]."""
+    """The first half of the feed-forward: dense and act."""
 
     def __init__(self, build: _Builder, name: str) -> None:
         self.dense = build.linear(name + ".dense")
         self.approximate = ACTIVATIONS[build.config.hidden_act]
 
-    def __call__(self, x: Any, batch: Batch) -> Any:
-        """[N, D] to [N, F]."""
-        return tape.gelu(self.dense(x, batch), self.approximate)
+    def activation(self, x: Any) -> Any:
+        """act(x) [N, F]."""
+        return tape.gelu(x, self.approximate)
 
 
 class BertLayer(Module):
@@ -150,11 +150,14 @@ class BertLayer(Module):
         self.attention = BertAttention(build, name + ".attention")
         self.intermediate = BertIntermediate(build, name + ".intermediate")
         self.output = BertOutput(build, name + ".output")
+        self.feed_forward = FeedForward(
+            self.intermediate.dense, self.output.dense, self.intermediate.activation
+        )
 
     def __call__(self, x: Any, batch: Batch) -> Any:
         """[N, D] to [N, D]."""
         x = self.attention(x, batch)
-        return self.output(self.intermediate(x, batch), x, batch)
+        return self.output.LayerNorm(self.feed_forward(x, batch), x)
 
 
 class BertEncoder(Module):
