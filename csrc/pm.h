@@ -71,6 +71,8 @@ enum pm_gate { PM_SIGMOID, PM_STRAIGHT_THROUGH, PM_SOFTMAX, PM_L2, PM_GATES }; /
                            double eps, const real *dout, real *scratch, real *dleaves))                      \
     K(gelu_fwd, (ptrdiff_t n, int tanh_form, const real *x, real *y))                                        \
     K(gelu_bwd, (ptrdiff_t n, int tanh_form, const real *x, const real *dy, real *dx))                       \
+    K(silu_fwd, (ptrdiff_t n, const real *x, real *y))                                                       \
+    K(silu_bwd, (ptrdiff_t n, const real *x, const real *dy, real *dx))                                      \
     K(relu_fwd, (ptrdiff_t n, const real *x, real *y))                                                       \
     K(relu_bwd, (ptrdiff_t n, const real *y, const real *dy, real *dx))                                      \
     K(add, (ptrdiff_t n, const real *a, const real *b, real *y))                                             \
@@ -86,13 +88,21 @@ enum pm_gate { PM_SIGMOID, PM_STRAIGHT_THROUGH, PM_SOFTMAX, PM_L2, PM_GATES }; /
     K(layer_norm_bwd,                                                                                        \
       (ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x, const real *residual, const real *weight,    \
        const real *mean, const real *rstd, real *dx, real *dweight, real *dbias))                            \
+    K(rms_norm_fwd,                                                                                          \
+      (ptrdiff_t N, ptrdiff_t D, const real *x, const real *weight, real eps, real *y, real *rstd))          \
+    K(rms_norm_bwd, (ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x, const real *weight,            \
+                     const real *rstd, real *dx, real *dweight))                                             \
     K(l2_normalize_fwd, (ptrdiff_t B, ptrdiff_t D, const real *x, real eps, real *y, real *norm))            \
     K(attention_scratch, (ptrdiff_t L, ptrdiff_t d, int backward, ptrdiff_t *values))                        \
-    K(attention_fwd, (ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real *q, const real *k, const real *v,   \
-                      real scale, int causal, real *scratch, real *out, real *lse))                          \
-    K(attention_bwd, (ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real *q, const real *k, const real *v,   \
-                      const real *out, const real *lse, const real *dout, real scale, int causal,            \
-                      real *scratch, real *dq, real *dk, real *dv))                                          \
+    K(attention_fwd,                                                                                         \
+      (ptrdiff_t L, ptrdiff_t d, ptrdiff_t M, ptrdiff_t ld, ptrdiff_t ldkv, ptrdiff_t ldlse, const real *q,  \
+       const real *k, const real *v, real scale, int causal, real *scratch, real *out, real *lse))           \
+    K(attention_bwd,                                                                                         \
+      (ptrdiff_t L, ptrdiff_t d, ptrdiff_t M, ptrdiff_t ld, ptrdiff_t ldkv, ptrdiff_t ldlse, const real *q,  \
+       const real *k, const real *v, const real *out, const real *lse, const real *dout, real scale,         \
+       int causal, real *scratch, real *dq, real *dk, real *dv))                                             \
+    K(rope, (ptrdiff_t N, ptrdiff_t H, ptrdiff_t d, const int64_t *positions, const real *cosines,           \
+             const real *sines, int back, const real *x, real *y))                                           \
     K(gather, (ptrdiff_t N, ptrdiff_t D, const int64_t *ids, const real *table, real *y))                    \
     K(scatter_add, (ptrdiff_t N, ptrdiff_t V, ptrdiff_t D, ptrdiff_t d0, ptrdiff_t d1, const int64_t *ids,   \
                     const real *dy, real *dtable))                                                           \

@@ -90,6 +90,15 @@ def gelu_backward(saved: Any, dy: Any) -> Grads:
     return {"dx": dy * slope}
 
 
+def silu(x: Any) -> Pair:
+    return x / (1 + np.exp(-x)), x
+
+
+def silu_backward(saved: Any, dy: Any) -> Grads:
+    s = 1 / (1 + np.exp(-saved))
+    return {"dx": dy * (s + saved * s * (1 - s))}
+
+
 def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-12, residual: Any = None) -> Pair:
     h = x if residual is None else x + residual
     rstd = 1 / np.sqrt(h.var(axis=1, keepdims=True) + eps)
@@ -107,6 +116,29 @@ def layer_norm_backward(saved: Any, dy: Any) -> Grads:
         "dbias": dy.sum(axis=0),
         "dresidual": None if residual is None else dx,
     }
+
+
+def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> Pair:
+    rstd = 1 / np.sqrt((x * x).mean(axis=1, keepdims=True) + eps)
+    return x * rstd * weight, (x * rstd, rstd, weight)
+
+
+def rms_norm_backward(saved: Any, dy: Any) -> Grads:
+    xh, rstd, weight = saved
+    g = dy * weight
+    return {"dx": rstd * (g - xh * (g * xh).mean(axis=1, keepdims=True)), "dweight": (dy * xh).sum(axis=0)}
+
+
+def rope(x: Any, cos: Any, sin: Any, positions: Any) -> Pair:
+    half = cos.shape[1]
+    a, b = np.moveaxis(x.reshape(len(x), x.shape[1] // (2 * half), 2, half), 2, 0)  # [N, H, d/2] each
+    c, s = cos[positions][:, None], sin[positions][:, None]
+    return np.concatenate([a * c - b * s, b * c + a * s], axis=2).reshape(x.shape), (cos, sin, positions)
+
+
+def rope_backward(saved: Any, dy: Any) -> Grads:
+    cos, sin, positions = saved
+    return {"dx": rope(dy, cos, -sin, positions)[0]}
 
 
 def l2_normalize(x: Any, eps: float = 1e-12) -> Pair:
@@ -452,32 +484,42 @@ def mse_backward(saved: Any, dy: Any) -> Grads:
 
 
 def attention(
-    q: Any, k: Any, v: Any, cu_seqlens: Any, n_heads: int, scale: Any = None, causal: bool = False
+    q: Any,
+    k: Any,
+    v: Any,
+    cu_seqlens: Any,
+    n_heads: int,
+    scale: Any = None,
+    causal: bool = False,
+    n_kv_heads: Any = None,
 ) -> Pair:
     out, hd = np.zeros_like(q), q.shape[1] // n_heads
     scale = 1 / math.sqrt(hd) if scale is None else scale
+    share = n_heads // (n_kv_heads or n_heads)  # heads of q for one of k and v
     probabilities = []
     for a, b in pairwise(cu_seqlens):
         if a == b:
             continue
         for h in range(n_heads):
-            at = slice(a, b), slice(h * hd, (h + 1) * hd)
-            x = scale * q[at] @ k[at].T
+            at, kv = ((slice(a, b), slice(i * hd, (i + 1) * hd)) for i in (h, h // share))
+            x = scale * q[at] @ k[kv].T
             x = np.where(np.triu(np.ones((b - a, b - a), bool), 1), -np.inf, x) if causal else x
             p = np.exp(x - x.max(axis=1, keepdims=True))
             p = p / p.sum(axis=1, keepdims=True)
-            out[at] = p @ v[at]
-            probabilities.append((at, p))
+            out[at] = p @ v[kv]
+            probabilities.append((at, kv, p))
     return out, (q, k, v, scale, probabilities)
 
 
 def attention_backward(saved: Any, dy: Any) -> Grads:
     q, k, v, scale, probabilities = saved
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
-    for at, p in probabilities:
-        dp = dy[at] @ v[at].T
+    for at, kv, p in probabilities:
+        dp = dy[at] @ v[kv].T
         ds = scale * p * (dp - (p * dp).sum(axis=1, keepdims=True))
-        dq[at], dk[at], dv[at] = ds @ k[at], ds.T @ q[at], p.T @ dy[at]
+        dq[at] = ds @ k[kv]
+        dk[kv] += ds.T @ q[at]
+        dv[kv] += p.T @ dy[at]
     return {"dq": dq, "dk": dk, "dv": dv}
 
 

@@ -231,6 +231,25 @@ def gelu_cases() -> Iterator[Case]:
             )
 
 
+def silu_cases() -> Iterator[Case]:
+    for n in (*COUNTS, LARGE):
+
+        def make(rng: np.random.Generator, n: int = n) -> Args:
+            return {"x": rng.normal(size=(n,)) * 5}
+
+        yield Case(
+            "silu",
+            f"n={n}",
+            make,
+            ("x",),
+            {"float32": 1e-6, "float64": 1e-14},
+            20.0 * n,
+            8.0 * n,
+            floor=1.0,
+            big=n == LARGE,
+        )
+
+
 def layer_norm_cases() -> Iterator[Case]:
     sizes = [(0, 5), (1, 1), (3, 2), (127, 15), (128, 16), (129, 17), (300, 33), (700, 384)]
     for n, d in sizes:
@@ -257,6 +276,45 @@ def layer_norm_cases() -> Iterator[Case]:
                 floor=1e3 if d < 3 else 1e-2,
                 big=d == 384,
             )  # one or two columns: dx is a difference of large numbers
+
+
+def rms_norm_cases() -> Iterator[Case]:
+    for n, d in [(0, 5), (1, 1), (3, 2), (127, 15), (128, 16), (129, 17), (300, 33), (700, 576)]:
+
+        def make(rng: np.random.Generator, n: int = n, d: int = d) -> Args:
+            return {"x": rng.normal(size=(n, d)) + 0.5, "weight": rng.normal(size=d), "eps": 1e-5}
+
+        yield Case(
+            "rms_norm",
+            f"N={n} D={d}",
+            make,
+            ("x", "weight"),
+            {"float32": 3e-6, "float64": 1e-12},
+            5.0 * n * d,
+            8.0 * n * d,
+            floor=100.0 if d < 3 else 1e-2,  # one or two columns: dx is a difference of large numbers
+            big=d == 576,
+        )
+
+
+def rope_cases() -> Iterator[Case]:
+    for n, h, d, p in [(0, 1, 2, 1), (1, 1, 2, 3), (5, 3, 6, 2), (129, 2, 34, 50), (1000, 9, 64, 300)]:
+
+        def make(rng: np.random.Generator, n: int = n, h: int = h, d: int = d, p: int = p) -> Args:
+            angles = rng.normal(size=(p, d // 2)) * 10
+            tables = {"cos": np.cos(angles), "sin": np.sin(angles)}
+            return {"x": rng.normal(size=(n, h * d)), **tables, "positions": rng.integers(0, p, size=n)}
+
+        yield Case(
+            "rope",
+            f"N={n} H={h} d={d} P={p}",
+            make,
+            ("x",),
+            {"float32": 3e-7, "float64": 1e-15},
+            3.0 * n * h * d,
+            8.0 * n * h * d,
+            big=n == 1000,
+        )
 
 
 def l2_normalize_cases() -> Iterator[Case]:
@@ -566,17 +624,20 @@ def mse_cases() -> Iterator[Case]:
 def attention_cases() -> Iterator[Case]:
     lengths = [0, 1, 15, 16, 17, 0, 31, 33]
     sizes = [
-        ("no examples", [], 2, 8),
-        ("B=1 L=0", [0], 1, 4),
-        ("L=1", [1], 3, 5),
-        ("short", lengths, 2, 32),
-        ("odd head", [17, 2], 3, 7),
-        ("127 to 129", [127, 128, 129], 1, 33),
-        ("head 64", [40, 65], 2, 64),
-        ("long", [300], 2, 32),
-        ("many", [128, 100, 1, 512], 4, 32),
+        ("no examples", [], 2, 2, 8),
+        ("B=1 L=0", [0], 1, 1, 4),
+        ("L=1", [1], 3, 3, 5),
+        ("short", lengths, 2, 2, 32),
+        ("odd head", [17, 2], 3, 3, 7),
+        ("127 to 129", [127, 128, 129], 1, 1, 33),
+        ("head 64", [40, 65], 2, 2, 64),
+        ("long", [300], 2, 2, 32),
+        ("many", [128, 100, 1, 512], 4, 4, 32),
+        ("one for all", lengths, 4, 1, 7),
+        ("pairs", [33, 0, 5], 6, 3, 16),
+        ("many shared", [128, 100, 1, 512], 9, 3, 64),
     ]
-    for name, lengths, h, hd in sizes:
+    for name, lengths, h, kv, hd in sizes:
         for causal in (False, True):
             n = sum(lengths)
 
@@ -584,12 +645,13 @@ def attention_cases() -> Iterator[Case]:
                 rng: np.random.Generator,
                 lengths: list[int] = lengths,
                 h: int = h,
+                kv: int = kv,
                 hd: int = hd,
                 causal: bool = causal,
                 n: int = n,
             ) -> Args:
-                q, k, v = (rng.normal(size=(n, h * hd)) for _ in range(3))
-                return {
+                q, k, v = (rng.normal(size=(n, heads * hd)) for heads in (h, kv, kv))
+                args: Args = {
                     "q": 2 * q,
                     "k": k,
                     "v": v,
@@ -597,18 +659,19 @@ def attention_cases() -> Iterator[Case]:
                     "n_heads": h,
                     "causal": causal,
                 }
+                return args if kv == h else {**args, "n_kv_heads": kv}
 
             flops = 4.0 * h * hd * sum(x * x for x in lengths) / (2 if causal else 1)
             yield Case(
                 "attention",
-                f"{name} H={h} d={hd}{' causal' if causal else ''}",
+                f"{name} H={h}{f'/{kv}' if kv < h else ''} d={hd}{' causal' if causal else ''}",
                 make,
                 ("q", "k", "v"),
                 {"float32": 4e-6, "float64": 1e-13},
                 flops,
-                16.0 * n * h * hd,
+                8.0 * n * (h + kv) * hd,
                 floor=1.0,
-                big=name == "many",
+                big=name.startswith("many"),
             )
 
     def scaled(rng: np.random.Generator) -> Args:
@@ -903,7 +966,10 @@ CASES = [
         dropout_cases,
         scale_by_cases,
         gelu_cases,
+        silu_cases,
         layer_norm_cases,
+        rms_norm_cases,
+        rope_cases,
         l2_normalize_cases,
         concat_cases,
         reshape_cases,

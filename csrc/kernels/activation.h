@@ -1,7 +1,8 @@
-/* activation.h -- relu and gelu, elementwise over n values.
+/* activation.h -- relu, gelu and silu, elementwise over n values.
  *   relu        y = max(x, 0)                                  dx = dy where y > 0, else 0
  *   erf form    y = x Phi(x) = max(x, 0) - |x| Phi(-|x|)       dx = dy (Phi(x) + x phi(x))
  *   tanh form   y = x s, s = sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3)     dx = dy (s + x s (1 - s) 2 du/dx)
+ *   silu        y = x s, s = sigmoid(x)                          dx = dy (s + x s (1 - s))
  * Phi, phi: distribution and density of the normal. */
 #define TWICE_SQRT_2_PI ((real)1.5957691216057307)
 #define CUBE ((real)0.044715)
@@ -28,7 +29,15 @@ PM_INLINE vec FN(gelu_tanh_slope)(vec x)
     return s + x * s * (1 - s) * (x * x * (3 * CUBE) + 1) * TWICE_SQRT_2_PI;
 }
 
-/* `f` is inlined: one loop, four functions. A last part of a vector goes through the same arithmetic. */
+PM_INLINE vec FN(silu)(vec x) { return x / (1 + FN(vexp)(-x)); }
+
+PM_INLINE vec FN(silu_slope)(vec x)
+{
+    const vec s = 1 / (1 + FN(vexp)(-x));
+    return s + x * s * (1 - s);
+}
+
+/* `f` is inlined: one loop, six functions. A last part of a vector goes through the same arithmetic. */
 PM_INLINE void FN(map)(ptrdiff_t n, const real *x, const real *dy, real *out, vec (*f)(vec))
 {
     for (ptrdiff_t i = 0; i < n; i += LANES) {
@@ -57,6 +66,17 @@ static void FN(gelu_bwd)(ptrdiff_t n, int tanh_form, const real *restrict x, con
     if (tanh_form) FN(map)(n, x, dy, dx, FN(gelu_tanh_slope));
     else FN(map)(n, x, dy, dx, FN(gelu_slope));
 }
+
+static void FN(silu_fwd)(ptrdiff_t n, const real *restrict x, real *restrict y)
+{
+    FN(map)(n, x, NULL, y, FN(silu));
+}
+
+static void FN(silu_bwd)(ptrdiff_t n, const real *restrict x, const real *restrict dy, real *restrict dx)
+{
+    FN(map)(n, x, dy, dx, FN(silu_slope));
+}
+
 /* A NaN stays. */
 static void FN(relu_fwd)(ptrdiff_t n, const real *restrict x, real *restrict y)
 {

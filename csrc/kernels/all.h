@@ -14,6 +14,7 @@ typedef real vec __attribute__((vector_size(VBYTES), aligned(sizeof(real)), may_
 #include "norm.h"
 #include "tile.h"
 #include "attention.h"
+#include "rope.h"
 #include "gather.h"
 #include "loss.h"
 #include "route.h"

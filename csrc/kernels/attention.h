@@ -1,7 +1,9 @@
-/* attention.h -- softmax attention of one example and one head; query i looks at keys j (j <= i where causal).
+/* attention.h -- softmax attention of one example and one head of keys, which M heads of queries share; query i looks at
+ * keys j (j <= i where causal).
  *   S[i,j] = scale <q_i, k_j>    lse_i = log sum_j exp S[i,j]    P = exp(S - lse)    out_i = sum_j P[i,j] v_j
  *   dP[i,j] = <dout_i, v_j>    dS = P (dP - <dout_i, out_i>)    dq = scale dS K    dk = scale dS^T Q    dv = P^T dout
- * q k v out and gradients [L,d], row stride ld   lse [L]. A block of query rows is worked on at a time: its scores live in scratch
+ * q out dq dout [L,M,d], row stride ld   k v dk dv [L,d], row stride ldkv   lse [M,L], row stride ldlse. dk and dv are sums
+ * over the M heads, in their order. A block of query rows is worked on at a time: its scores live in scratch
  * only and are computed again in backward. The products are those of tile.h. */
 #define BLOCK ((ptrdiff_t)32) /* query rows */
 
@@ -14,93 +16,100 @@ static void FN(attention_scratch)(ptrdiff_t L, ptrdiff_t d, int backward, ptrdif
                        : keys * (d + wide) + BLOCK * (2 * wide + ldS);
 }
 
-static void FN(attention_fwd)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real *restrict q,
-                              const real *restrict k, const real *restrict v, real scale, int causal,
-                              real *restrict scratch, real *restrict out, real *restrict lse)
+static void FN(attention_fwd)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t M, ptrdiff_t ld, ptrdiff_t ldkv,
+                              ptrdiff_t ldlse, const real *restrict q, const real *restrict k,
+                              const real *restrict v, real scale, int causal, real *restrict scratch,
+                              real *restrict out, real *restrict lse)
 {
     const ptrdiff_t keys = ROUND_UP(L, TILE_WIDTH), wide = ROUND_UP(d, TILE_WIDTH), ldS = keys + PANEL;
     real *KT = scratch, *V = KT + keys * d;
     real *Q = V + keys * wide, *O = Q + BLOCK * wide, *S = O + BLOCK * wide;
-    FN(fetch_first)(L, d, ld, k);
-    FN(fetch_first)(L, d, ld, v);
-    FN(fetch_first)(L, d, ld, q);
-    FN(copy_transposed)(L, d, ld, k, KT);
-    FN(copy_rows)(L, d, wide, ld, v, 1, V);
-    for (ptrdiff_t i0 = 0; i0 < L; i0 += BLOCK) {
-        const ptrdiff_t m = L - i0 < BLOCK ? L - i0 : BLOCK, n = causal ? i0 + m : L;
-        real inverse[BLOCK];
-        FN(copy_rows)(m, d, wide, ld, q + i0 * ld, scale, Q);
-        FN(product)(m, n, d, Q, wide, KT, TILE_WIDTH, d * TILE_WIDTH, S, ldS);
-        for (ptrdiff_t i = 0; i < m; i++) {
-            real *s = S + i * ldS;
-            vec top = FN(splat)(-INFINITY), sum = { 0 };
-            for (ptrdiff_t j = causal ? i0 + i + 1 : n; j < ROUND_UP(n, LANES); j++) s[j] = -INFINITY;
-            for (ptrdiff_t j = 0; j < n; j += LANES) top = FN(vmax)(*(const vec *)(s + j), top);
-            const real highest = FN(vtop)(top);
-            for (ptrdiff_t j = 0; j < n; j += LANES) {
-                const vec p = FN(vexp)(*(const vec *)(s + j) - highest);
-                sum += p;
-                *(vec *)(s + j) = p;
+    FN(fetch_first)(L, d, ldkv, k);
+    FN(fetch_first)(L, d, ldkv, v);
+    FN(copy_transposed)(L, d, ldkv, k, KT);
+    FN(copy_rows)(L, d, wide, ldkv, v, 1, V);
+    for (ptrdiff_t h = 0; h < M; h++, q += d, out += d, lse += ldlse) {
+        FN(fetch_first)(L, d, ld, q);
+        for (ptrdiff_t i0 = 0; i0 < L; i0 += BLOCK) {
+            const ptrdiff_t m = L - i0 < BLOCK ? L - i0 : BLOCK, n = causal ? i0 + m : L;
+            real inverse[BLOCK];
+            FN(copy_rows)(m, d, wide, ld, q + i0 * ld, scale, Q);
+            FN(product)(m, n, d, Q, wide, KT, TILE_WIDTH, d * TILE_WIDTH, S, ldS);
+            for (ptrdiff_t i = 0; i < m; i++) {
+                real *s = S + i * ldS;
+                vec top = FN(splat)(-INFINITY), sum = { 0 };
+                for (ptrdiff_t j = causal ? i0 + i + 1 : n; j < ROUND_UP(n, LANES); j++) s[j] = -INFINITY;
+                for (ptrdiff_t j = 0; j < n; j += LANES) top = FN(vmax)(*(const vec *)(s + j), top);
+                const real highest = FN(vtop)(top);
+                for (ptrdiff_t j = 0; j < n; j += LANES) {
+                    const vec p = FN(vexp)(*(const vec *)(s + j) - highest);
+                    sum += p;
+                    *(vec *)(s + j) = p;
+                }
+                const real total = FN(vsum)(sum);
+                inverse[i] = 1 / total;
+                lse[i0 + i] = highest + (real)log((double)total);
             }
-            const real total = FN(vsum)(sum);
-            inverse[i] = 1 / total;
-            lse[i0 + i] = highest + (real)log((double)total);
+            FN(product)(m, d, n, S, ldS, V, wide, TILE_WIDTH, O, wide);
+            for (ptrdiff_t i = 0; i < m; i++)
+                for (ptrdiff_t c = 0; c < d; c++) out[(i0 + i) * ld + c] = O[i * wide + c] * inverse[i];
         }
-        FN(product)(m, d, n, S, ldS, V, wide, TILE_WIDTH, O, wide);
-        for (ptrdiff_t i = 0; i < m; i++)
-            for (ptrdiff_t c = 0; c < d; c++) out[(i0 + i) * ld + c] = O[i * wide + c] * inverse[i];
     }
 }
 
-static void FN(attention_bwd)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real *restrict q,
-                              const real *restrict k, const real *restrict v, const real *restrict out,
-                              const real *restrict lse, const real *restrict dout, real scale, int causal,
-                              real *restrict scratch, real *restrict dq, real *restrict dk, real *restrict dv)
+static void FN(attention_bwd)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t M, ptrdiff_t ld, ptrdiff_t ldkv,
+                              ptrdiff_t ldlse, const real *restrict q, const real *restrict k,
+                              const real *restrict v, const real *restrict out, const real *restrict lse,
+                              const real *restrict dout, real scale, int causal, real *restrict scratch,
+                              real *restrict dq, real *restrict dk, real *restrict dv)
 {
     const ptrdiff_t keys = ROUND_UP(L, TILE_WIDTH), wide = ROUND_UP(d, TILE_WIDTH), ldS = keys + PANEL;
     real *KT = scratch, *VT = KT + keys * d;
     real *Kr = VT + keys * d, *dK = Kr + keys * wide, *dV = dK + keys * wide;
     real *Q = dV + keys * wide, *dO = Q + BLOCK * wide, *dQ = dO + BLOCK * wide;
     real *P = dQ + BLOCK * wide, *dS = P + BLOCK * ldS;
-    FN(fetch_first)(L, d, ld, k);
-    FN(fetch_first)(L, d, ld, v);
-    FN(copy_transposed)(L, d, ld, k, KT);
-    FN(copy_transposed)(L, d, ld, v, VT);
-    FN(copy_rows)(L, d, wide, ld, k, scale, Kr);
+    FN(fetch_first)(L, d, ldkv, k);
+    FN(fetch_first)(L, d, ldkv, v);
+    FN(copy_transposed)(L, d, ldkv, k, KT);
+    FN(copy_transposed)(L, d, ldkv, v, VT);
+    FN(copy_rows)(L, d, wide, ldkv, k, scale, Kr);
     memset(dK, 0, (size_t)(2 * keys * wide) * sizeof(real));
-    for (ptrdiff_t i0 = 0; i0 < L; i0 += BLOCK) {
-        const ptrdiff_t m = L - i0 < BLOCK ? L - i0 : BLOCK, n = causal ? i0 + m : L;
-        FN(fetch_first)(m, d, ld, out + i0 * ld);
-        FN(copy_rows)(m, d, wide, ld, q + i0 * ld, scale, Q);
-        FN(copy_rows)(m, d, wide, ld, dout + i0 * ld, 1, dO);
-        FN(product)(m, n, d, Q, wide, KT, TILE_WIDTH, d * TILE_WIDTH, P, ldS);
-        FN(product)(m, n, d, dO, wide, VT, TILE_WIDTH, d * TILE_WIDTH, dS, ldS);
-        for (ptrdiff_t i = 0; i < m; i++) {
-            real *p = P + i * ldS, *ds = dS + i * ldS;
-            const real *out_i = out + (i0 + i) * ld, *dout_i = dO + i * wide;
-            if (m - i > AHEAD) FN(fetch_row)(d, out_i + AHEAD * ld);
-            vec products = { 0 };
-            real rest = 0;
-            ptrdiff_t c = 0;
-            for (; c + LANES <= d; c += LANES)
-                products += *(const vec *)(dout_i + c) * *(const vec *)(out_i + c);
-            for (; c < d; c++) rest += dout_i[c] * out_i[c];
-            const real delta = FN(vsum)(products) + rest;
-            for (ptrdiff_t j = 0; j < n; j += LANES) {
-                const vec e = FN(vexp)(*(const vec *)(p + j) - lse[i0 + i]);
-                *(vec *)(p + j) = e;
-                *(vec *)(ds + j) = e * (*(const vec *)(ds + j) - delta);
+    for (ptrdiff_t h = 0; h < M; h++, q += d, out += d, lse += ldlse, dout += d, dq += d) {
+        for (ptrdiff_t i0 = 0; i0 < L; i0 += BLOCK) {
+            const ptrdiff_t m = L - i0 < BLOCK ? L - i0 : BLOCK, n = causal ? i0 + m : L;
+            FN(fetch_first)(m, d, ld, out + i0 * ld);
+            FN(copy_rows)(m, d, wide, ld, q + i0 * ld, scale, Q);
+            FN(copy_rows)(m, d, wide, ld, dout + i0 * ld, 1, dO);
+            FN(product)(m, n, d, Q, wide, KT, TILE_WIDTH, d * TILE_WIDTH, P, ldS);
+            FN(product)(m, n, d, dO, wide, VT, TILE_WIDTH, d * TILE_WIDTH, dS, ldS);
+            for (ptrdiff_t i = 0; i < m; i++) {
+                real *p = P + i * ldS, *ds = dS + i * ldS;
+                const real *out_i = out + (i0 + i) * ld, *dout_i = dO + i * wide;
+                if (m - i > AHEAD) FN(fetch_row)(d, out_i + AHEAD * ld);
+                vec products = { 0 };
+                real rest = 0;
+                ptrdiff_t c = 0;
+                for (; c + LANES <= d; c += LANES)
+                    products += *(const vec *)(dout_i + c) * *(const vec *)(out_i + c);
+                for (; c < d; c++) rest += dout_i[c] * out_i[c];
+                const real delta = FN(vsum)(products) + rest;
+                for (ptrdiff_t j = 0; j < n; j += LANES) {
+                    const vec e = FN(vexp)(*(const vec *)(p + j) - lse[i0 + i]);
+                    *(vec *)(p + j) = e;
+                    *(vec *)(ds + j) = e * (*(const vec *)(ds + j) - delta);
+                }
+                for (ptrdiff_t j = i0 + i + 1; causal && j < n; j++) p[j] = ds[j] = 0;
             }
-            for (ptrdiff_t j = i0 + i + 1; causal && j < n; j++) p[j] = ds[j] = 0;
+            FN(product)(m, d, n, dS, ldS, Kr, wide, TILE_WIDTH, dQ, wide);
+            FN(product_transposed)(n, d, m, P, ldS, dO, wide, TILE_WIDTH, dV, wide);
+            FN(product_transposed)(n, d, m, dS, ldS, Q, wide, TILE_WIDTH, dK, wide);
+            for (ptrdiff_t i = 0; i < m; i++)
+                memcpy(dq + (i0 + i) * ld, dQ + i * wide, (size_t)d * sizeof(real));
         }
-        FN(product)(m, d, n, dS, ldS, Kr, wide, TILE_WIDTH, dQ, wide);
-        FN(product_transposed)(n, d, m, P, ldS, dO, wide, TILE_WIDTH, dV, wide);
-        FN(product_transposed)(n, d, m, dS, ldS, Q, wide, TILE_WIDTH, dK, wide);
-        for (ptrdiff_t i = 0; i < m; i++) memcpy(dq + (i0 + i) * ld, dQ + i * wide, (size_t)d * sizeof(real));
     }
     for (ptrdiff_t j = 0; j < L; j++) {
-        memcpy(dk + j * ld, dK + j * wide, (size_t)d * sizeof(real));
-        memcpy(dv + j * ld, dV + j * wide, (size_t)d * sizeof(real));
+        memcpy(dk + j * ldkv, dK + j * wide, (size_t)d * sizeof(real));
+        memcpy(dv + j * ldkv, dV + j * wide, (size_t)d * sizeof(real));
     }
 }
 #undef BLOCK

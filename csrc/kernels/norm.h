@@ -1,4 +1,4 @@
-/* norm.h -- layer norm of N rows, and division of a row by its length.
+/* norm.h -- layer norm and RMS norm of N rows, and division of a row by its length.
  *   h = x + residual (or x)    mean, var over D, var biased    rstd = 1/sqrt(var + eps)    xh = (h - mean) rstd
  *   y  = xh * weight + bias
  *   dx = dresidual = rstd * (g - mean(g) - xh * mean(g * xh)),  g = dy * weight
@@ -75,6 +75,43 @@ static void FN(layer_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict dy
             for (d = 0; d < D; d++) dbias[d] += dy_n[d];
         const real m = (sum + FN(vsum)(acc)) / (real)D, m_xh = (sum_xh + FN(vsum)(acc_xh)) / (real)D;
         for (d = 0; d < D; d++) dx_n[d] = inv * (dy_n[d] * weight[d] - m - dx_n[d] * m_xh);
+    }
+}
+
+/* rstd = 1/sqrt(mean(x^2) + eps)    y = x rstd weight    dx = rstd (g - xh mean(g xh)), xh = x rstd    dweight = sum_n dy xh */
+static void FN(rms_norm_fwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict x, const real *restrict weight,
+                             real eps, real *restrict y, real *restrict rstd)
+{
+    for (ptrdiff_t n = 0; n < N; n++) {
+        const real *x_n = x + n * D;
+        real *y_n = y + n * D, rest = 0;
+        ptrdiff_t d = 0;
+        vec squares = { 0 };
+        for (; d + LANES <= D; d += LANES) squares += *(const vec *)(x_n + d) * *(const vec *)(x_n + d);
+        for (; d < D; d++) rest += x_n[d] * x_n[d];
+        const real inv = 1 / FN(root)((rest + FN(vsum)(squares)) / (real)D + eps);
+        for (d = 0; d < D; d++) y_n[d] = x_n[d] * inv * weight[d];
+        rstd[n] = inv;
+    }
+}
+
+/* dweight is added to; NULL where not wanted. */
+static void FN(rms_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict dy, const real *restrict x,
+                             const real *restrict weight, const real *restrict rstd, real *restrict dx,
+                             real *restrict dweight)
+{
+    for (ptrdiff_t n = 0; n < N; n++) {
+        const real *dy_n = dy + n * D, *x_n = x + n * D, inv = rstd[n];
+        real *dx_n = dx + n * D, rest = 0;
+        ptrdiff_t d = 0;
+        vec along = { 0 };
+        for (; d + LANES <= D; d += LANES)
+            along += *(const vec *)(dy_n + d) * *(const vec *)(weight + d) * *(const vec *)(x_n + d);
+        for (; d < D; d++) rest += dy_n[d] * weight[d] * x_n[d];
+        const real m = (rest + FN(vsum)(along)) / (real)D * inv * inv;
+        for (d = 0; d < D; d++) dx_n[d] = inv * (dy_n[d] * weight[d] - x_n[d] * m);
+        if (dweight)
+            for (d = 0; d < D; d++) dweight[d] += dy_n[d] * (x_n[d] * inv);
     }
 }
 

@@ -1,5 +1,5 @@
-/* attention.c -- attention over packed sequences (kernels/attention.h); an item is one head of one example, which owns its part of
- * every output, so nothing is summed across threads. */
+/* attention.c -- attention over packed sequences (kernels/attention.h); an item is one head of keys of one
+ * example, with the H / Hkv heads of queries that share it: it owns its part of every output, so nothing is summed across threads. */
 #ifndef DT
 #define PM_SELF "../ops/attention.c"
 #include <stdatomic.h>
@@ -7,7 +7,7 @@
 #else
 
 struct FN(attention) {
-    ptrdiff_t N, H, d;
+    ptrdiff_t N, H, Hkv, d;
     const int64_t *cu_seqlens;
     const real *q, *k, *v, *dout, *out_saved, *lse_saved;
     real scale, *out, *lse, *dq, *dk, *dv;
@@ -18,8 +18,10 @@ struct FN(attention) {
 static void FN(attention_item)(void *ctx, ptrdiff_t item)
 {
     struct FN(attention) *c = ctx;
-    const ptrdiff_t b = item / c->H, h = item % c->H, n0 = c->cu_seqlens[b], L = c->cu_seqlens[b + 1] - n0;
-    const ptrdiff_t ld = c->H * c->d, at = n0 * ld + h * c->d, row = h * c->N + n0;
+    const ptrdiff_t b = item / c->Hkv, h = item % c->Hkv, n0 = c->cu_seqlens[b],
+                    L = c->cu_seqlens[b + 1] - n0;
+    const ptrdiff_t M = c->H / c->Hkv, ld = c->H * c->d, ldkv = c->Hkv * c->d;
+    const ptrdiff_t at = n0 * ld + h * M * c->d, kv = n0 * ldkv + h * c->d, row = h * M * c->N + n0;
     ptrdiff_t values;
     if (L == 0) return;
     K->attention_scratch(L, c->d, c->dout != NULL, &values);
@@ -29,11 +31,12 @@ static void FN(attention_item)(void *ctx, ptrdiff_t item)
         return;
     }
     if (c->dout)
-        K->attention_bwd(L, c->d, ld, c->q + at, c->k + at, c->v + at, c->out_saved + at, c->lse_saved + row,
-                         c->dout + at, c->scale, c->causal, scratch, c->dq + at, c->dk + at, c->dv + at);
+        K->attention_bwd(L, c->d, M, ld, ldkv, c->N, c->q + at, c->k + kv, c->v + kv, c->out_saved + at,
+                         c->lse_saved + row, c->dout + at, c->scale, c->causal, scratch, c->dq + at,
+                         c->dk + kv, c->dv + kv);
     else
-        K->attention_fwd(L, c->d, ld, c->q + at, c->k + at, c->v + at, c->scale, c->causal, scratch,
-                         c->out + at, c->lse + row);
+        K->attention_fwd(L, c->d, M, ld, ldkv, c->N, c->q + at, c->k + kv, c->v + kv, c->scale, c->causal,
+                         scratch, c->out + at, c->lse + row);
     pm_block_put(scratch);
 }
 
@@ -49,12 +52,13 @@ static double FN(attention_work)(ptrdiff_t B, const int64_t *cu_seqlens, ptrdiff
 }
 
 /* Both return -1 when memory is out. */
-int FN(pm_attention_fwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t d, const int64_t *cu_seqlens,
-                         const real *q, const real *k, const real *v, double scale, int causal, real *out,
-                         real *lse)
+int FN(pm_attention_fwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t Hkv, ptrdiff_t d,
+                         const int64_t *cu_seqlens, const real *q, const real *k, const real *v, double scale,
+                         int causal, real *out, real *lse)
 {
     struct FN(attention) c = { .N = N,
                                .H = H,
+                               .Hkv = Hkv,
                                .d = d,
                                .cu_seqlens = cu_seqlens,
                                .q = q,
@@ -64,16 +68,18 @@ int FN(pm_attention_fwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t d, con
                                .causal = causal,
                                .out = out,
                                .lse = lse };
-    pm_parallel(B * H, FN(attention_work)(B, cu_seqlens, H * d), FN(attention_item), &c);
+    pm_parallel(B * Hkv, FN(attention_work)(B, cu_seqlens, H * d), FN(attention_item), &c);
     return -atomic_load(&c.failed);
 }
 
-int FN(pm_attention_bwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t d, const int64_t *cu_seqlens,
-                         const real *dout, const real *q, const real *k, const real *v, const real *out,
-                         const real *lse, double scale, int causal, real *dq, real *dk, real *dv)
+int FN(pm_attention_bwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t Hkv, ptrdiff_t d,
+                         const int64_t *cu_seqlens, const real *dout, const real *q, const real *k,
+                         const real *v, const real *out, const real *lse, double scale, int causal, real *dq,
+                         real *dk, real *dv)
 {
     struct FN(attention) c = { .N = N,
                                .H = H,
+                               .Hkv = Hkv,
                                .d = d,
                                .cu_seqlens = cu_seqlens,
                                .q = q,
@@ -87,7 +93,7 @@ int FN(pm_attention_bwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t d, con
                                .dq = dq,
                                .dk = dk,
                                .dv = dv };
-    pm_parallel(B * H, 2.5 * FN(attention_work)(B, cu_seqlens, H * d), FN(attention_item), &c);
+    pm_parallel(B * Hkv, 2.5 * FN(attention_work)(B, cu_seqlens, H * d), FN(attention_item), &c);
     return -atomic_load(&c.failed);
 }
 #endif

@@ -1,4 +1,4 @@
-/* elementwise.c -- add, multiply, scale_by, relu and gelu (kernels/elementwise.h, activation.h); threads split blocks of values. */
+/* elementwise.c -- add, multiply, scale_by, relu, gelu and silu (kernels/elementwise.h, activation.h); threads split blocks of values. */
 #ifndef DT
 #define PM_SELF "../ops/elementwise.c"
 #include "dtypes.h"
@@ -58,6 +58,16 @@ static void FN(gelu_bwd_item)(void *ctx, ptrdiff_t item)
     BEGIN;
     K->gelu_bwd(n, c->tanh_form, c->a + at, c->b + at, c->y + at);
 }
+static void FN(silu_item)(void *ctx, ptrdiff_t item)
+{
+    BEGIN;
+    K->silu_fwd(n, c->a + at, c->y + at);
+}
+static void FN(silu_bwd_item)(void *ctx, ptrdiff_t item)
+{
+    BEGIN;
+    K->silu_bwd(n, c->a + at, c->b + at, c->y + at);
+}
 #undef BEGIN
 
 void FN(pm_add)(ptrdiff_t n, const real *a, const real *b, real *y)
@@ -116,6 +126,18 @@ void FN(pm_gelu_bwd)(ptrdiff_t n, int tanh_form, const real *x, const real *dy, 
 {
     struct FN(elementwise) c = { .n = n, .tanh_form = tanh_form, .a = x, .b = dy, .y = dx };
     pm_parallel(BLOCKS(n), 50.0 * n, FN(gelu_bwd_item), &c);
+}
+
+void FN(pm_silu_fwd)(ptrdiff_t n, const real *x, real *y)
+{
+    struct FN(elementwise) c = { .n = n, .a = x, .y = y };
+    pm_parallel(BLOCKS(n), 30.0 * n, FN(silu_item), &c);
+}
+
+void FN(pm_silu_bwd)(ptrdiff_t n, const real *x, const real *dy, real *dx)
+{
+    struct FN(elementwise) c = { .n = n, .a = x, .b = dy, .y = dx };
+    pm_parallel(BLOCKS(n), 35.0 * n, FN(silu_bwd_item), &c);
 }
 #undef BLOCK
 #undef BLOCKS

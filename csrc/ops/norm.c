@@ -1,4 +1,4 @@
-/* norm.c -- layer norm and row normalisation (kernels/norm.h); threads split chunks of rows. */
+/* norm.c -- layer norm, RMS norm and row normalisation (kernels/norm.h); threads split chunks of rows. */
 #ifndef DT
 #define PM_SELF "../ops/norm.c"
 #include "dtypes.h"
@@ -80,6 +80,47 @@ int FN(pm_layer_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *
     pm_parallel(CHUNKS(N), 20.0 * N * D, FN(layer_norm_bwd_item), &c);
     FN(fold)(CHUNKS(N), D, c.dweight, dweight);
     FN(fold)(CHUNKS(N), D, c.dbias, dbias);
+    pm_block_put(partial);
+    return 0;
+}
+
+static void FN(rms_norm_fwd_item)(void *ctx, ptrdiff_t item)
+{
+    CHUNK;
+    K->rms_norm_fwd(n, D, ROWS(c->x), c->weight, c->eps, ROWS(c->out), c->rstd + n0);
+}
+
+void FN(pm_rms_norm_fwd)(ptrdiff_t N, ptrdiff_t D, const real *x, const real *weight, real eps, real *y,
+                         real *rstd)
+{
+    struct FN(norm) c = { .N = N, .D = D, .x = x, .weight = weight, .eps = eps, .out = y, .rstd = rstd };
+    pm_parallel(CHUNKS(N), 8.0 * N * D, FN(rms_norm_fwd_item), &c);
+}
+
+static void FN(rms_norm_bwd_item)(void *ctx, ptrdiff_t item)
+{
+    CHUNK;
+    real *dweight = c->dweight ? c->dweight + item * D : NULL;
+    if (dweight) memset(dweight, 0, (size_t)D * sizeof(real));
+    K->rms_norm_bwd(n, D, ROWS(c->dy), ROWS(c->x), c->weight, c->rstd + n0, ROWS(c->out), dweight);
+}
+
+/* dweight may be NULL. -1 when memory is out. */
+int FN(pm_rms_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x, const real *weight,
+                        const real *rstd, real *dx, real *dweight)
+{
+    real *partial = NULL;
+    if (dweight && !(partial = pm_block_get((size_t)(CHUNKS(N) * D) * sizeof(real)))) return -1;
+    struct FN(norm) c = { .N = N,
+                          .D = D,
+                          .dy = dy,
+                          .x = x,
+                          .weight = weight,
+                          .rstd = (real *)rstd,
+                          .out = dx,
+                          .dweight = partial };
+    pm_parallel(CHUNKS(N), 14.0 * N * D, FN(rms_norm_bwd_item), &c);
+    FN(fold)(CHUNKS(N), D, partial, dweight);
     pm_block_put(partial);
     return 0;
 }

@@ -14,6 +14,8 @@
                                   real *drows);                                                            \
     void pm_relu_fwd_##DT(ptrdiff_t n, const real *x, real *y);                                            \
     void pm_relu_bwd_##DT(ptrdiff_t n, const real *y, const real *dy, real *dx);                           \
+    void pm_silu_fwd_##DT(ptrdiff_t n, const real *x, real *y);                                            \
+    void pm_silu_bwd_##DT(ptrdiff_t n, const real *x, const real *dy, real *dx);                           \
     void pm_gelu_fwd_##DT(ptrdiff_t n, int tanh_form, const real *x, real *y);                             \
     void pm_gelu_bwd_##DT(ptrdiff_t n, int tanh_form, const real *x, const real *dy, real *dx);
 DECLARE(float, f32)
@@ -123,6 +125,30 @@ static PyObject *py_relu_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_s
     Py_RETURN_NONE;
 }
 
+static PyObject *py_silu_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (pm_nargs(nargs, 2, "silu_fwd")) return NULL;
+    ptrdiff_t n = -1;
+    const int t = pm_real(args[0], "x");
+    const void *x = pm_in(args[0], "x", t, 1, &n);
+    void *y = pm_out(args[1], "y", t, 1, &n);
+    if (PyErr_Occurred()) return NULL;
+    PM_CALL(t, pm_silu_fwd, n, x, y);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_silu_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (pm_nargs(nargs, 3, "silu_bwd")) return NULL;
+    ptrdiff_t n = -1;
+    const int t = pm_real(args[0], "x");
+    const void *x = pm_in(args[0], "x", t, 1, &n), *dy = pm_in(args[1], "dy", t, 1, &n);
+    void *dx = pm_out(args[2], "dx", t, 1, &n);
+    if (PyErr_Occurred()) return NULL;
+    PM_CALL(t, pm_silu_bwd, n, x, dy, dx);
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_scale_by_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
     if (pm_nargs(nargs, 3, "scale_by_fwd")) return NULL;
@@ -188,5 +214,7 @@ PyMethodDef pm_methods_elementwise[] = {
               "scale_by_bwd(dy, x, log_scale, dx, dlog_scale, /)\n--\n\nGradients of scale_by_fwd."),
     PM_METHOD(gelu_fwd, "gelu_fwd(tanh_form, x, y, /)\n--\n\ny = x Phi(x), or its tanh approximation"),
     PM_METHOD(gelu_bwd, "gelu_bwd(tanh_form, x, dy, dx, /)\n--\n\nGradient of gelu_fwd."),
+    PM_METHOD(silu_fwd, "silu_fwd(x, y, /)\n--\n\ny = x sigmoid(x)"),
+    PM_METHOD(silu_bwd, "silu_bwd(x, dy, dx, /)\n--\n\nGradient of silu_fwd."),
     { NULL, NULL, 0, NULL },
 };

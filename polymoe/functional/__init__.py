@@ -22,16 +22,26 @@ from polymoe.functional.elementwise import (
     relu_backward,
     scale_by,
     scale_by_backward,
+    silu,
+    silu_backward,
 )
 from polymoe.functional.gather import embedding, embedding_backward, mean_pool, mean_pool_backward
 from polymoe.functional.linear import PackedWeight, linear, linear_backward
 from polymoe.functional.loss import cross_entropy, cross_entropy_backward, mse, mse_backward
 from polymoe.functional.mix import mix, mix_backward
 from polymoe.functional.moe import moe, moe_backward
-from polymoe.functional.norm import l2_normalize, l2_normalize_backward, layer_norm, layer_norm_backward
+from polymoe.functional.norm import (
+    l2_normalize,
+    l2_normalize_backward,
+    layer_norm,
+    layer_norm_backward,
+    rms_norm,
+    rms_norm_backward,
+)
 from polymoe.functional.optimizer import adamw_step, global_norm
 from polymoe.functional.pool import attention_pool, attention_pool_backward
 from polymoe.functional.prior import ibp_loss, ibp_loss_backward
+from polymoe.functional.rope import rope, rope_backward
 from polymoe.functional.route import (
     balance_loss,
     balance_loss_backward,
@@ -92,8 +102,14 @@ __all__ = [
     "relu_backward",
     "reshape",
     "reshape_backward",
+    "rms_norm",
+    "rms_norm_backward",
+    "rope",
+    "rope_backward",
     "scale_by",
     "scale_by_backward",
+    "silu",
+    "silu_backward",
     "softmax_router",
     "softmax_router_backward",
     "task_router",

@@ -20,6 +20,7 @@ class AttentionSaved(NamedTuple):
     lse: Array
     cu_seqlens: Array
     n_heads: int
+    n_kv_heads: int
     scale: float
     causal: bool
 
@@ -33,27 +34,38 @@ class AttentionGrads(NamedTuple):
 
 
 def attention(
-    q: Any, k: Any, v: Any, cu_seqlens: Any, n_heads: int, scale: float | None = None, causal: bool = False
+    q: Any,
+    k: Any,
+    v: Any,
+    cu_seqlens: Any,
+    n_heads: int,
+    scale: float | None = None,
+    causal: bool = False,
+    n_kv_heads: int | None = None,
 ) -> tuple[Array, AttentionSaved]:
-    """``softmax(scale q k^T) v`` inside every example, head by head: ``q``, ``k``, ``v`` and the result are
-    [N, H * head size].
+    """``softmax(scale q k^T) v`` inside every example, head by head: ``q`` and the result are
+    [N, H * head size], ``k`` and ``v`` [N, Hkv * head size].
 
-    ``scale`` is 1 / sqrt(head size) when None; ``causal``: a token sees itself and what comes before. The
-    scores are never stored: backward computes them again. Vaswani et al. 2017, arXiv 1706.03762;
-    recomputation: Dao et al. 2022, arXiv 2205.14135.
+    ``n_kv_heads``: Hkv, a divisor of H: H / Hkv neighbouring heads of ``q`` share a head of ``k`` and ``v``;
+    H when None. ``scale`` is 1 / sqrt(head size) when None; ``causal``: a token sees itself and what comes
+    before. The scores are never stored: backward computes them again. Vaswani et al. 2017, arXiv 1706.03762;
+    shared heads: Ainslie et al. 2023, arXiv 2305.13245; recomputation: Dao et al. 2022, arXiv 2205.14135.
     """
     q, cu_seqlens = real(q, "q"), index(cu_seqlens, "cu_seqlens")
     k, v = like(q, k), like(q, v)
     if scale is None:
         scale = 1 / math.sqrt(max(q.shape[-1] // n_heads, 1)) if n_heads > 0 else 1.0
+    n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
     out, lse = _core.empty(q.shape, q.dtype), _core.empty((max(n_heads, 0), *q.shape[:1]), q.dtype)
-    _core.attention_fwd(q, k, v, cu_seqlens, n_heads, scale, causal, out, lse)
-    return out, AttentionSaved(q, k, v, out, lse, cu_seqlens, n_heads, scale, causal)
+    _core.attention_fwd(q, k, v, cu_seqlens, n_heads, n_kv_heads, scale, causal, out, lse)
+    return out, AttentionSaved(q, k, v, out, lse, cu_seqlens, n_heads, n_kv_heads, scale, causal)
 
 
 def attention_backward(saved: AttentionSaved, dy: Any) -> AttentionGrads:
-    """``dq``, ``dk``, ``dv`` [N, H * head size]."""
-    q, k, v, out, lse, cu_seqlens, n_heads, scale, causal = saved
-    dq, dk, dv = (_core.empty(q.shape, q.dtype) for _ in range(3))
-    _core.attention_bwd(like(q, dy), q, k, v, out, lse, cu_seqlens, n_heads, scale, causal, dq, dk, dv)
+    """``dq`` [N, H * head size], ``dk``, ``dv`` [N, Hkv * head size]: sums over the heads that share them."""
+    q, k, v, out, lse, cu_seqlens, n_heads, n_kv_heads, scale, causal = saved
+    dq, dk, dv = (_core.empty(x.shape, x.dtype) for x in (q, k, v))
+    _core.attention_bwd(
+        like(q, dy), q, k, v, out, lse, cu_seqlens, n_heads, n_kv_heads, scale, causal, dq, dk, dv
+    )
     return AttentionGrads(dq, dk, dv)

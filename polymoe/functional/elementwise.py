@@ -1,4 +1,4 @@
-"""Operations value by value: add, multiply, scale_by, dropout, relu, gelu."""
+"""Operations value by value: add, multiply, scale_by, dropout, relu, gelu, silu."""
 
 from __future__ import annotations
 
@@ -223,3 +223,28 @@ def gelu_backward(saved: GeluSaved, dy: Any) -> GeluGrads:
     dx = _core.empty(x.shape, x.dtype)
     _core.gelu_bwd(form, x.reshape(-1), dy.reshape(-1), dx.reshape(-1))
     return GeluGrads(dx)
+
+
+class SiluGrads(NamedTuple):
+    """Gradient of :func:`silu`."""
+
+    dx: Array
+
+
+def silu(x: Any) -> tuple[Array, Array]:
+    """``x sigmoid(x)``, any shape; x itself is what :func:`silu_backward` needs.
+
+    Hendrycks and Gimpel 2016, arXiv 1606.08415; in gated feed-forwards: Shazeer 2020, arXiv 2002.05202.
+    """
+    x = real(x)
+    y = _core.empty(x.shape, x.dtype)
+    _core.silu_fwd(x.reshape(-1), y.reshape(-1))
+    return y, x
+
+
+def silu_backward(saved: Array, dy: Any) -> SiluGrads:
+    """The derivative is computed again from ``x``."""
+    dy = like(saved, dy)
+    dx = _core.empty(saved.shape, saved.dtype)
+    _core.silu_bwd(saved.reshape(-1), dy.reshape(-1), dx.reshape(-1))
+    return SiluGrads(dx)

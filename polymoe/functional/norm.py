@@ -1,4 +1,4 @@
-"""Normalisation of rows: layer_norm, l2_normalize."""
+"""Normalisation of rows: layer_norm, rms_norm, l2_normalize."""
 
 from __future__ import annotations
 
@@ -55,6 +55,42 @@ def layer_norm_backward(saved: LayerNormSaved, dy: Any, needs: set[str] | None =
     dbias = _core.empty(weight.shape, x.dtype) if wants(needs, "bias") else None
     _core.layer_norm_bwd(dy, x, residual, weight, mean, rstd, dx, dweight, dbias)
     return LayerNormGrads(dx, dweight, dbias, None if residual is None else dx)
+
+
+class RmsNormSaved(NamedTuple):
+    """What :func:`rms_norm` keeps: its inputs, and one number for each row."""
+
+    x: Array
+    weight: Array
+    rstd: Array
+
+
+class RmsNormGrads(NamedTuple):
+    """Gradients of :func:`rms_norm`."""
+
+    dx: Array
+    dweight: Array | None
+
+
+def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> tuple[Array, RmsNormSaved]:
+    """Rows of ``x`` [N, D] divided by ``sqrt(mean(x^2) + eps)``, times ``weight`` [D].
+
+    Zhang and Sennrich 2019, arXiv 1910.07467.
+    """
+    x = real(x)
+    weight = like(x, weight)
+    y, rstd = _core.empty(x.shape, x.dtype), _core.empty(x.shape[:1], x.dtype)
+    _core.rms_norm_fwd(x, weight, eps, y, rstd)
+    return y, RmsNormSaved(x, weight, rstd)
+
+
+def rms_norm_backward(saved: RmsNormSaved, dy: Any, needs: set[str] | None = None) -> RmsNormGrads:
+    """Gradients by the formulas in ``csrc/kernels/norm.h``; ``dweight`` only when needed."""
+    x, weight, rstd = saved
+    dx = _core.empty(x.shape, x.dtype)
+    dweight = _core.empty(weight.shape, x.dtype) if wants(needs, "weight") else None
+    _core.rms_norm_bwd(like(x, dy), x, weight, rstd, dx, dweight)
+    return RmsNormGrads(dx, dweight)
 
 
 class L2NormalizeSaved(NamedTuple):
