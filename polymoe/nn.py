@@ -178,14 +178,31 @@ class LayerNorm(Module):
         return f"{len(self.weight)}, eps={self.eps}"
 
 
-class Embedding(Module):
-    """Rows of a frozen table [V, D]."""
+class RMSNorm(Module):
+    """RMS norm over the last axis, frozen scale."""
 
-    def __init__(self, weight: np.ndarray) -> None:
+    def __init__(self, weight: np.ndarray, eps: float) -> None:
+        self.weight, self.eps = weight, eps
+
+    def __call__(self, x: np.ndarray | Node) -> Any:
+        """[N, D] -> [N, D]."""
+        return tape.rms_norm(x, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        """Size."""
+        return f"{len(self.weight)}, eps={self.eps}"
+
+
+class Embedding(Module):
+    """Rows of a frozen table [V, D]: an array, or the packed weight of the output head that shares it."""
+
+    def __init__(self, weight: np.ndarray | PackedWeight) -> None:
         self.weight = weight
 
     def __call__(self, ids: np.ndarray) -> Any:
         """ids [N] -> [N, D]."""
+        if isinstance(self.weight, PackedWeight):
+            return self.weight.rows(ids)
         return tape.embedding(ids, self.weight)
 
     def extra_repr(self) -> str:

@@ -391,3 +391,14 @@ def test_other_precision_of_dy_is_refused() -> None:
 def test_packed_weight_refuses_other_dtypes() -> None:
     with pytest.raises(TypeError, match=r"^weight: expected dtype float32 or float64, got float16$"):
         F.PackedWeight(np.ones((2, 2), np.float16))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_of_a_packed_weight_are_those_of_the_weight(dtype):
+    weight = np.random.default_rng(0).normal(size=(37, 5)).astype(dtype)
+    packed, ids = F.PackedWeight(weight), [36, 0, 15, 16, 16]
+    np.testing.assert_array_equal(packed.rows(ids), weight[ids])
+    assert packed.rows([]).shape == (0, 5)
+    for wrong in ([37], [-1]):
+        with pytest.raises(IndexError, match="ids: expected values from 0 to 36, got others"):
+            packed.rows(wrong)

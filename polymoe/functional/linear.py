@@ -72,6 +72,14 @@ class PackedWeight:
         n_out, n_in = self.shape
         return np.ascontiguousarray(self.panels.transpose(0, 2, 1).reshape(-1, n_in)[:n_out])
 
+    def rows(self, ids: Any) -> Array:
+        """A copy of the rows ``ids`` [N]: [N, D], bit for bit. IndexError for an id outside of 0 .. O-1."""
+        ids = index(ids, "ids")
+        if ids.size and (ids.min() < 0 or ids.max() >= self.shape[0]):
+            raise IndexError(f"ids: expected values from 0 to {self.shape[0] - 1}, got others")
+        width = self.panels.shape[2]
+        return self.panels[ids // width, :, ids % width]
+
     def __repr__(self) -> str:
         return f"PackedWeight(shape={self.shape}, dtype={self.dtype})"
 

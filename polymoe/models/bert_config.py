@@ -53,6 +53,11 @@ class BertConfig:
                 raise ValueError(f"{name}: expected {value!r} (BERT, MiniLM, BGE, E5, GTE), got {given!r}")
         return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
 
+    @property
+    def context_length(self) -> int:
+        """Tokens of a text at most: the rows of the position table."""
+        return self.max_position_embeddings
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight."""
         D, F = self.hidden_size, self.intermediate_size
