@@ -12,21 +12,16 @@ again, so an interrupted table goes on where it stopped. Prints Markdown.
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import tyro
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 import polymoe
-from polymoe.data import Example, TaskData, Tokenizer, has_labels, read_tasks
-from polymoe.models import Bert
+from benchmarks.scores import gain, linear_head, percent
+from polymoe.data import Tokenizer, has_labels, read_tasks
 from polymoe.recipe import Recipe
-
-STRENGTHS = [0.01, 0.1, 1.0, 10.0, 100.0, 1000.0]
 
 
 @dataclass(frozen=True)
@@ -45,23 +40,6 @@ class Options:
     base: str = "minilm"
 
 
-def linear_head(base: Bert, tasks: dict[str, TaskData], cache: dict[str, np.ndarray]) -> dict[str, float]:
-    """Test accuracy by task of logistic regression on frozen embeddings, at its best on validation."""
-
-    def features(examples: tuple[Example, ...]) -> np.ndarray:
-        new = list(dict.fromkeys(e.input for e in examples if e.input not in cache))
-        cache.update(zip(new, base.encode(new), strict=True))
-        return np.array([cache[e.input] for e in examples])
-
-    result = {}
-    for name, task in tasks.items():
-        x, v, t = (features(task.split(part)) for part in ("train", "valid", "test"))
-        y, z, u = ([e.output for e in task.split(part)] for part in ("train", "valid", "test"))
-        fitted = [LogisticRegression(C=c, max_iter=2000).fit(x, y) for c in STRENGTHS]
-        result[name] = float(max(fitted, key=lambda model: model.score(v, z)).score(t, u))
-    return result
-
-
 def trained(options: Options, data: str, names: list[str], method: str, seed: int) -> dict[str, float]:
     """Test accuracy by task of a run; it is trained unless its folder says that it was."""
     folder = Path(options.output) / Path(data).name / f"{method}-{seed}"
@@ -78,23 +56,18 @@ def trained(options: Options, data: str, names: list[str], method: str, seed: in
 def table(rows: dict[str, list[dict[str, float]]], names: list[str]) -> str:
     """Markdown: a row a method, a column a task; percent, mean and standard deviation over the seeds."""
 
-    def cell(values: list[float]) -> str:
-        spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-        return f"{100 * np.mean(values):.1f}{spread}"
-
     lines = ["| method | " + " | ".join(names) + " | **mean** |", "|---" * (len(names) + 2) + "|"]
     for method, seeds in rows.items():
         means = [float(np.mean([seed[name] for name in names])) for seed in seeds]
-        cells = [cell([seed[name] for seed in seeds]) for name in names]
-        lines.append(f"| {method} | " + " | ".join(cells) + f" | **{cell(means)}** |")
+        cells = [percent([seed[name] for seed in seeds]) for name in names]
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | **{percent(means)}** |")
     rival = [float(np.mean(list(seed.values()))) for seed in rows["linear head"]]
     for method, seeds in rows.items():
         if method != "linear head" and len(seeds) > 1:
-            gain = np.array([np.mean(list(seed.values())) for seed in seeds]) - rival
-            error = np.std(gain, ddof=1) / np.sqrt(len(gain))
-            verdict = "above" if gain.mean() > 2 * error and gain.mean() > 0 else "NOT above"
+            points, error = gain([float(np.mean(list(seed.values()))) for seed in seeds], rival)
+            verdict = "above" if points > 2 * error and points > 0 else "NOT above"
             lines.append(
-                f"\n{method}: {100 * gain.mean():+.1f} points over the linear head, "
+                f"\n{method}: {100 * points:+.1f} points over the linear head, "
                 f"standard error {100 * error:.1f}: {verdict} it by more than two standard errors."
             )
     return "\n".join(lines)
@@ -117,5 +90,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore", ConvergenceWarning)
     main(tyro.cli(Options, config=(tyro.conf.FlagCreatePairsOff,)))

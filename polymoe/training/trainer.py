@@ -234,7 +234,7 @@ class Trainer:
         if state.best_step not in (None, state.step):
             load_parameters(self.folder.checkpoints / f"step-{state.best_step}", self.parameters)
         split: Literal["valid", "test"] = "test" if len(self.test_split) else "valid"
-        evaluation = self._evaluate(split) if len(self.test_split) or len(self.valid_split) else None
+        evaluation = self._evaluate("test") if len(self.test_split) else state.validation
         replace_folder(self.folder.adapter, self._save_adapter)
         summary = summarize_run(self, evaluation, split)
         self.folder.write_summary(summary)

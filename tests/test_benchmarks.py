@@ -1,0 +1,134 @@
+"""The table of methods, on a tiny base: what is run, what is not run twice, and what a failure does."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from training_base import base_folder, classes
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def methods():
+    """The module benchmarks.methods; the source tree stays off the path."""
+    pytest.importorskip("sklearn")
+    if "benchmarks" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "benchmarks", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
+        )
+        package = importlib.util.module_from_spec(spec)
+        sys.modules["benchmarks"] = package
+        spec.loader.exec_module(package)
+    return importlib.import_module("benchmarks.methods")
+
+
+@pytest.fixture
+def options(methods, tmp_path):
+    """A table that takes seconds."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, parts in classes().items():
+        for part, rows in parts.items():
+            lines = [json.dumps({"input": text, "output": label}) for text, label in rows]
+            (data / f"{name}.{part}.jsonl").write_text("\n".join(lines))
+    return methods.Options(
+        data=(str(data),),
+        output=str(tmp_path / "out"),
+        methods=("lora", "poly"),
+        seeds=(0, 1),
+        grid=(0.5, 2.0),
+        rank=2,
+        base=str(base_folder(tmp_path / "base")),
+        train_examples=12,
+        valid_examples=6,
+        epochs=1,
+        max_length=16,
+    )
+
+
+def content(options):
+    return json.loads((Path(options.output) / "methods.json").read_text())["tables"]
+
+
+def test_table_is_made_once_and_goes_on(methods, options, capsys):
+    out = Path(options.output)
+    assert methods.main(options) == 0
+    same, budget = content(options)["same rank"], content(options)["same budget"]
+    assert [row["method"] for row in same["rows"]] == ["lora", "poly"]
+    for row in same["rows"] + budget["rows"]:
+        assert len(row["scores"]) == 2 and row["mean"] is not None and not row["failures"]
+    assert {row["size"]["r"] for row in same["rows"]} == {2}
+    lora, poly = budget["rows"]
+    assert lora["size"]["r"] == 8 and abs(lora["size"]["parameters"] - poly["size"]["parameters"]) < 100
+    heads = 2 * 2 * (24 + 1)  # two labels for each of two tasks, a row and a bias each
+    assert all(row["trained"] == row["size"]["parameters"] + heads for row in same["rows"])
+    names = sorted(path.name for path in (out / "runs").iterdir())
+    # two methods with a grid of two and another seed; at the budget poly is the same run again, lora is not
+    assert len(names) == 2 * 3 + 2
+    assert "| poly |" in capsys.readouterr().out
+
+    times = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.json")}
+    assert methods.main(options) == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.json")} == times
+
+    more = methods.replace(options, methods=("lora", "poly", "private"))
+    assert methods.main(more) == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert len(content(more)["same rank"]["rows"]) == 3
+
+
+def test_test_parts_are_read_for_the_chosen_rate_alone(methods, options):
+    methods.main(options)
+    out = Path(options.output)
+    assert not list((out / "data").rglob("*.test.jsonl"))
+    read = {path.parent.name for path in (out / "runs").glob("*/test.json")}
+    for row in content(options)["same rank"]["rows"]:
+        best = max(row["tried"], key=lambda rate: (row["tried"][rate], -float(rate)))
+        assert row["multiple"] == float(best)
+        tried = {name for name in read if name.startswith(f"{row['method']}-r2-x")}
+        assert tried == {f"{row['method']}-r2-x{best}-seed{seed}" for seed in (0, 1)}
+
+
+def test_a_method_that_fails_does_not_stop_the_others(methods, options, capsys):
+    some = methods.replace(options, methods=("lora", "no-such-method", "poly"))
+    assert methods.main(some) == 1
+    assert "Failed: no-such-method-r2-x0.5-seed0: ValueError: method: expected" in capsys.readouterr().out
+    rows = {row["method"]: row for row in content(some)["same rank"]["rows"]}
+    assert rows["no-such-method"]["mean"] is None
+    assert rows["lora"]["mean"] is not None and rows["poly"]["mean"] is not None
+
+
+def test_other_settings_need_another_folder(methods, options):
+    methods.main(methods.replace(options, methods=("lora",), seeds=(0,), grid=(1.0,)))
+    with pytest.raises(
+        ValueError, match=r"output: expected a folder for these settings, got .* {'epochs': 1}"
+    ):
+        methods.main(methods.replace(options, epochs=2))
+
+
+def test_nearest_size_to_a_budget(methods):
+    nearest = sys.modules["benchmarks.ladder"].nearest
+
+    def count(r, skills):
+        return 100 * r * (skills or 4)
+
+    assert nearest(count, 1300, 4) == (3, None)
+    assert nearest(count, 10**9, 4) == (128, None)
+    assert nearest(count, 290, 4) == (1, 3)
+    assert nearest(count, 1, 4) == (1, 2)
+    assert nearest(lambda r, skills: count(r, skills) if r % 2 == 0 else None, 1300, 4) == (4, None)
+    with pytest.raises(ValueError, match="rank: expected one that the method takes"):
+        nearest(lambda r, skills: None, 1300, 4)
+
+
+def test_differences_are_judged_by_the_larger_error(methods):
+    report = sys.modules["benchmarks.report"]
+    values = {"lora": (0.50, 0.52, 0.54), "up": (0.60, 0.62, 0.64), "noisy": (0.40, 0.80, 0.60)}
+    rows = [report.Row(name, scores={i: {"a": v} for i, v in enumerate(x)}) for name, x in values.items()]
+    assert report.compare(rows[:2], 3) == pytest.approx(0.0, abs=1e-12)
+    assert rows[1].verdict == "above" and rows[1].gain == pytest.approx(0.1)
+    pooled = report.compare(rows, 3)
+    assert pooled > 0.03 and [row.verdict for row in rows] == ["", "not above", "not above"]
