@@ -97,6 +97,32 @@ def dense_bwd_weight(dy: _Array, x: _Array, dweight: _Array | None, dbias: _Arra
 def embedding_bwd(ids: _Array, dy: _Array, dtable: _Array, /) -> None: ...
 def embedding_fwd(ids: _Array, table: _Array, y: _Array, /) -> None: ...
 def empty(shape: int | Sequence[int], dtype: Any, /) -> _Array: ...
+def expert_dense_bwd(
+    dy: _Array,
+    x: _Array,
+    weight: _Array,
+    bias: _Array | None,
+    ids: _Array,
+    weights: _Array | None,
+    adapter_ids: _Array | None,
+    cu_seqlens: _Array | None,
+    dx: _Array | None,
+    dweight: _Array | None,
+    dbias: _Array | None,
+    dweights: _Array | None,
+    /,
+) -> None: ...
+def expert_dense_fwd(
+    x: _Array,
+    weight: _Array,
+    bias: _Array | None,
+    ids: _Array,
+    weights: _Array | None,
+    adapter_ids: _Array | None,
+    cu_seqlens: _Array | None,
+    y: _Array,
+    /,
+) -> None: ...
 def gelu_bwd(tanh_form: int, x: _Array, dy: _Array, dx: _Array, /) -> None: ...
 def gelu_fwd(tanh_form: int, x: _Array, y: _Array, /) -> None: ...
 def get_isa() -> str: ...

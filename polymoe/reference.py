@@ -207,6 +207,44 @@ def dense_backward(saved: Any, dy: Any) -> Grads:
     return {"dx": dy @ weight, "dweight": dy.T @ x, "dbias": None if bias is None else dy.sum(0)}
 
 
+def expert_dense(
+    x: Any,  # [N, D], or [N, K, D]
+    weight: Any,
+    bias: Any,
+    ids: Any,  # [G, K]
+    weights: Any = None,
+    adapter_ids: Any = None,
+    cu_seqlens: Any = None,
+) -> Pair:
+    cu_seqlens = np.array([0, len(x)]) if cu_seqlens is None else cu_seqlens
+    adapter_ids = np.zeros(len(cu_seqlens) - 1, int) if adapter_ids is None else adapter_ids
+    group = np.repeat(adapter_ids, np.diff(cu_seqlens))  # [N]
+    e = ids[group]  # [N, K]
+    inputs = np.broadcast_to(x if x.ndim == 3 else x[:, None], (*e.shape, x.shape[-1]))
+    z = np.zeros((*e.shape, weight.shape[1]), x.dtype)
+    for s, W in enumerate(weight):
+        z[e == s] = dense(inputs[e == s], W, None if bias is None else bias[s])[0]
+    y = z if weights is None else (weights[group][..., None] * z).sum(axis=1)
+    return y, (x, inputs, weight, bias, weights, group, e, z)
+
+
+def expert_dense_backward(saved: Any, dy: Any) -> Grads:
+    x, inputs, weight, bias, weights, group, e, z = saved
+    dz, dweights = dy, None
+    if weights is not None:
+        dz, dweights = weights[group][..., None] * dy[:, None], np.zeros_like(weights)
+        np.add.at(dweights, group, (z * dy[:, None]).sum(axis=2))
+    dinputs, dweight = np.zeros(inputs.shape, x.dtype), np.zeros_like(weight)
+    for s, W in enumerate(weight):
+        dinputs[e == s], dweight[s] = dz[e == s] @ W, dz[e == s].T @ inputs[e == s]
+    return {
+        "dx": dinputs if x.ndim == 3 else dinputs.sum(axis=1),
+        "dweight": dweight,
+        "dbias": None if bias is None else np.array([dz[e == s].sum(axis=0) for s in range(len(weight))]),
+        "dweights": dweights,
+    }
+
+
 def linear(
     x: Any,
     weight: Any,  # [O, D], a PackedWeight, or None

@@ -171,6 +171,7 @@ def differentiable(
 linear = differentiable(F.linear, F.linear_backward)
 moe = differentiable(F.moe, F.moe_backward)
 dense = differentiable(F.dense, F.dense_backward)
+expert_dense = differentiable(F.expert_dense, F.expert_dense_backward)
 mix = differentiable(F.mix, F.mix_backward)
 task_router = differentiable(F.task_router, F.task_router_backward)
 tensor_product = differentiable(F.tensor_product, F.tensor_product_backward)

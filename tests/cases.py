@@ -957,6 +957,70 @@ def moe_cases() -> Iterator[Case]:
             )
 
 
+class Choices(NamedTuple):
+    """Experts of whole layers: how many there are and a group uses, the group of every example, lengths."""
+
+    S: int
+    k: int
+    G: int
+    adapter_ids: list[int] | None  # None: group 0 for all
+    lengths: list[int]
+
+
+def expert_dense_cases() -> Iterator[Case]:
+    several = [130, 5, 0, 140, 3, 20]  # longer and shorter than a chunk, empty, meeting within one
+    sizes = [
+        (5, 3, Choices(3, 2, 2, [], [])),
+        (5, 3, Choices(3, 2, 0, [], [])),
+        (5, 3, Choices(3, 2, 1, [0], [0])),
+        (1, 1, Choices(1, 1, 1, None, [1])),
+        (17, 16, Choices(1, 1, 1, None, [129])),
+        (7, 15, Choices(4, 1, 3, [2, 0, 1, 2, 0, 0], several)),
+        (16, 33, Choices(3, 3, 4, [3, 0, 1, 3, 0, 0], several)),  # all experts, group 2 unused
+        (20, 19, Choices(9, 3, 6, [0, 1, 2, 3, 4, 5], several)),
+        (530, 12, Choices(3, 2, 2, [1, 0], [2, 9])),  # two blocks of columns
+        (12, 1030, Choices(3, 2, 2, [1, 0], [2, 9])),
+        (96, 100, Choices(5, 2, 3, [i % 3 for i in range(40)], [7 * i % 50 for i in range(40)])),
+    ]
+    for d, o, c in sizes:
+        for apart, summed in ((False, False), (False, True), (True, False), (True, True)):
+
+            def make(
+                rng: np.random.Generator,
+                d: int = d,
+                o: int = o,
+                c: Choices = c,
+                apart: bool = apart,
+                summed: bool = summed,
+            ) -> Args:
+                n = sum(c.lengths)
+                args = {
+                    "x": rng.normal(size=(n, c.k, d) if apart else (n, d)),
+                    "weight": rng.normal(size=(c.S, o, d)) / d**0.5,
+                    "bias": rng.normal(size=(c.S, o)) if o != 12 else None,
+                    "ids": rng.permuted(np.tile(np.arange(c.S), (c.G, 1)), axis=1)[:, : c.k],
+                }
+                if summed:
+                    args["weights"] = rng.normal(size=(c.G, c.k))
+                if c.adapter_ids is None:
+                    return args
+                ids = np.array(c.adapter_ids, dtype=np.int64)
+                return {**args, "adapter_ids": ids, "cu_seqlens": lengths_to_cu_seqlens(c.lengths)}
+
+            n = sum(c.lengths)
+            yield Case(
+                "expert_dense",
+                f"N={n} D={d} O={o} S={c.S} k={c.k} G={c.G}{' apart' if apart else ''}"
+                + (" summed" if summed else ""),
+                make,
+                ("x", "weight") + (("bias",) if o != 12 else ()) + (("weights",) if summed else ()),
+                {"float32": 1e-5, "float64": 1e-13},
+                2.0 * n * c.k * d * o,
+                4.0 * (n * (d * (c.k if apart else 1) + o * (1 if summed else c.k)) + c.S * d * o),
+                big=len(c.lengths) == 40,
+            )
+
+
 CASES = [
     case
     for cases in (
@@ -989,6 +1053,7 @@ CASES = [
         dense_cases,
         linear_cases,
         moe_cases,
+        expert_dense_cases,
     )
     for case in cases()
 ]

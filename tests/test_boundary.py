@@ -432,6 +432,11 @@ GOOD: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
     (_core.tensor_product_bwd, (f32(1, 2, 17), f32(1, 2, 10), 2, 1e-5, f32(1, 2, 10))),
     (_core.ibp_loss_bwd, (f32(1), f32(3, 4), f32(3, 4))),
     (_core.multiply_rows_bwd, (f32(2, 3), f32(2, 3), i64(1), i64(0, 2), f32(2, 3))),
+    (
+        _core.expert_dense_bwd,
+        (f32(2, 4), f32(2, 1, 3), f32(2, 4, 3), f32(2, 4), i64(1)[None], f32(1, 1), i64(0), i64(0, 2))
+        + (f32(2, 1, 3), f32(2, 4, 3), f32(2, 4), f32(1, 1)),
+    ),
     (_core.global_norm, (f32(9), i64(0), i64(9))),
     (_core.uniform, (1, 2, 3, i64(4), f32(1, 8))),
 ]

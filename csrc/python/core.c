@@ -149,7 +149,7 @@ static int core_exec(PyObject *module)
                                     pm_methods_gather,      pm_methods_loss,   pm_methods_route,
                                     pm_methods_adam,        pm_methods_random, pm_methods_mix,
                                     pm_methods_tensor,      pm_methods_prior,  pm_methods_pool,
-                                    pm_methods_moe,         pm_methods_rope };
+                                    pm_methods_moe,         pm_methods_rope,   pm_methods_expert_dense };
     for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++)
         if (PyModule_AddFunctions(module, tables[i])) return -1;
     const char *name = getenv("POLYMOE_ISA");

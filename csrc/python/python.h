@@ -51,6 +51,6 @@ int pm_nargs(Py_ssize_t got, Py_ssize_t expected,
 extern PyMethodDef pm_methods_dense[], pm_methods_linear[], pm_methods_elementwise[], pm_methods_norm[],
     pm_methods_attention[], pm_methods_gather[], pm_methods_loss[], pm_methods_route[], pm_methods_adam[],
     pm_methods_random[], pm_methods_mix[], pm_methods_tensor[], pm_methods_prior[], pm_methods_pool[],
-    pm_methods_moe[], pm_methods_rope[];
+    pm_methods_moe[], pm_methods_rope[], pm_methods_expert_dense[];
 extern PyMethodDef pm_methods_runtime[];
 #endif

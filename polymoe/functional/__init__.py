@@ -25,6 +25,7 @@ from polymoe.functional.elementwise import (
     silu,
     silu_backward,
 )
+from polymoe.functional.expert_dense import expert_dense, expert_dense_backward
 from polymoe.functional.gather import embedding, embedding_backward, mean_pool, mean_pool_backward
 from polymoe.functional.linear import PackedWeight, linear, linear_backward
 from polymoe.functional.loss import cross_entropy, cross_entropy_backward, mse, mse_backward
@@ -76,6 +77,8 @@ __all__ = [
     "dropout_backward",
     "embedding",
     "embedding_backward",
+    "expert_dense",
+    "expert_dense_backward",
     "gelu",
     "gelu_backward",
     "global_norm",
