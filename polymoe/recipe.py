@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
 import yaml
 
-from polymoe.adapters import adapt
+from polymoe.adapters import METHODS, AdaptedModel, configure
+from polymoe.adapters.experts import EXPERTS
+from polymoe.adapters.start import INHERITED
 from polymoe.data import read_tasks
 from polymoe.models import load_base
-from polymoe.training import Trainer, TrainingConfig
+from polymoe.training import Trainer, TrainingConfig, TrainingInterrupted
+from polymoe.training.folder import RunFolder
+from polymoe.training.objectives import Objective, load_objective
+
+FIRST_STAGE = "first-stage"
 
 
 @dataclass(frozen=True)
 class AdapterOptions:
     """The adapter; what is not set is as the method has it."""
 
-    target_modules: str | tuple[str, ...] = "all-linear"
-    """Modules that get an adapter: names, a regular expression, or "all-linear"."""
+    target_modules: str | tuple[str, ...] | None = None
+    """Modules that get an adapter: names, a regular expression, or "all-linear"; by default all linear layers
+    where the adapters are pairs of low rank, else what is usual for the base."""
     exclude_modules: str | tuple[str, ...] | None = None
     """Modules that get none although they match."""
     layers_to_transform: tuple[int, ...] | None = None
@@ -92,32 +101,33 @@ class Recipe:
     """The frozen model: a folder, "minilm", or a name on the hub."""
     method: str = "mhr"
     """Who shares what: lora, private, poly, mhr, or another that `polymoe methods` lists."""
+    init_from: tuple[str, ...] | None = None
+    """Runs or adapters whose values to start from, their experts side by side; in place of the first stage of
+    a method that comes after another."""
     objective: Literal["classify", "match", "regress"] = "classify"
     """What is learnt: a head per task, the nearest output text, or a number."""
     tasks: tuple[str, ...] | None = None
     """Tasks to train on; all that the data hold by default."""
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    first_stage: tyro.conf.Suppress[Mapping[str, Any] | None] = None
+    """What the first stage of a method that comes after another does otherwise: ``adapter`` and ``training``,
+    as here."""
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Recipe:
         """From the values of a YAML file; TypeError for a setting that does not exist."""
         known = {f.name for f in fields(cls)}
-        options = {f.name for f in fields(AdapterOptions)}
         for name in settings:
             if name not in known:
                 raise TypeError(f"recipe: expected settings out of {sorted(known)}, got {name!r}")
         given: dict[str, Any] = {k: _tuples(v) for k, v in settings.items()}
-        adapter = dict(given.pop("adapter", None) or {})
-        for name in adapter:
-            if name not in options:
-                raise TypeError(f"recipe: adapter: expected settings out of {sorted(options)}, got {name!r}")
-        training = given.pop("training", None) or {}
-        return cls(
-            **given,
-            adapter=AdapterOptions(**{k: _tuples(v) for k, v in adapter.items()}),
-            training=TrainingConfig.from_dict(training),
-        )
+        adapter = _adapter_options(given.pop("adapter", None) or {})
+        training = TrainingConfig.from_dict(given.pop("training", None) or {})
+        for name in given.get("first_stage") or {}:
+            if name not in ("adapter", "training"):
+                raise TypeError(f"recipe: first_stage: expected adapter and training, got {name!r}")
+        return cls(**given, adapter=adapter, training=training)
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Recipe:
@@ -136,17 +146,129 @@ class Recipe:
         settings["adapter"] = {k: v for k, v in settings["adapter"].items() if v is not None}
         return _lists(settings)  # type: ignore[no-any-return]
 
+    def train(
+        self, output: str | os.PathLike[str], resume: bool = False, overwrite: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Train into ``output`` and return the summary; the first stage too, into ``output/first-stage``,
+        where the method comes after another and ``init_from`` names no adapters. ``kwargs`` go to the
+        trainer.
+
+        Raises as :meth:`polymoe.training.Trainer.train`.
+        """
+        first = self._first()
+        if first is None:
+            return self.trainer(output, **kwargs).train(resume=resume, overwrite=overwrite)
+        folder, stage = RunFolder(output), RunFolder(Path(output) / FIRST_STAGE)
+        self.check_data()
+        folder.claim(resume, overwrite)
+        if not resume:
+            folder.clear()
+            shutil.rmtree(stage.path, ignore_errors=True)
+            folder.write_recipe(self._described())
+        if not stage.summary.exists():
+            try:
+                first.train(stage.path, resume=stage.holds_run(), **kwargs)
+            except TrainingInterrupted as stop:
+                stop.run = folder.path
+                raise
+        second = replace(self, init_from=(str(stage.path),), first_stage=None)
+        trainer = second.trainer(output, **kwargs)
+        trainer.recipe = self._described(trainer.data)
+        return trainer.train(resume=True)
+
     def trainer(self, output: str | os.PathLike[str], **kwargs: Any) -> Trainer:
-        """Load base and data, adapt, and be ready to train into ``output``. ``kwargs`` go to the trainer."""
+        """Load base and data, adapt, and be ready to train into ``output``. ``kwargs`` go to the trainer.
+
+        ValueError for a method that comes after another, without ``init_from``: see :meth:`train`.
+        """
+        self.check_data()
+        if (after := self._after) is not None and self.init_from is None:
+            raise ValueError(
+                f"init_from: expected runs or adapters ({self.method} comes after {after}), got None"
+            )
+        tasks = read_tasks(self.data, self.tasks, seed=self.training.seed, require=("train",))
+        model = AdaptedModel(load_base(self.base))
+        names = self._load_sources(model)
+        options = {k: v for k, v in asdict(self.adapter).items() if v is not None}
+        if not names and "target_modules" not in options:
+            options["target_modules"] = EXPERTS[configure(self.method, **options).experts].usual_targets
+        model.add_adapter(
+            "default", self.method, list(tasks), init_from=names, seed=self.training.seed, **options
+        )
+        model.set_adapter("default")
+        for name in names:
+            model.delete_adapter(name)
+        objective, training = self._objective(model), self.training
+        if isinstance(objective, Objective) and not any(p.trainable for _, p in model.adapter_parameters()):
+            training = replace(training, epochs=0, max_steps=-1)  # all is there already
+        kwargs = {"recipe": self._described(tasks), **kwargs}
+        return Trainer(model, tasks, objective, training, output, **kwargs)
+
+    def check_data(self) -> None:
+        """ValueError unless the recipe says where the data are."""
         if self.data is None:
             raise ValueError("data: expected a folder or file with tasks, got None")
-        tasks = read_tasks(self.data, self.tasks, seed=self.training.seed, require=("train",))
-        options = {k: v for k, v in asdict(self.adapter).items() if v is not None}
-        model = adapt(
-            load_base(self.base), self.method, tasks=list(tasks), seed=self.training.seed, **options
+
+    @property
+    def _after(self) -> str | None:
+        """The method whose adapter this one starts from."""
+        return METHODS[configure(self.method).method].after
+
+    def _first(self) -> Recipe | None:
+        """The recipe of the first stage, if there is one: sizes and places are decided there."""
+        after = self._after
+        if after is None or self.init_from is not None:
+            if self.first_stage is not None:
+                why = f"{self.method} comes after no other" if after is None else "init_from is given"
+                raise ValueError(f"first_stage: expected None ({why}), got {self.first_stage!r}")
+            return None
+        options = {k: v for k, v in asdict(self.adapter).items() if k in INHERITED}
+        changes = self.first_stage or {}
+        training = {**self.training.to_dict(), **(changes.get("training") or {})}
+        return replace(
+            self,
+            method=after,
+            adapter=_adapter_options({**options, **(changes.get("adapter") or {})}),
+            training=TrainingConfig.from_dict(training),
+            first_stage=None,
         )
-        recipe = {**self.to_dict(), "data": str(Path(self.data).resolve()), "tasks": list(tasks)}
-        return Trainer(model, tasks, self.objective, self.training, output, recipe=recipe, **kwargs)
+
+    def _load_sources(self, model: AdaptedModel) -> list[str]:
+        """Load the adapters of ``init_from`` into the model; their names there."""
+        names = []
+        for i, path in enumerate(self.init_from or ()):
+            names.append(f"source {i}")
+            model.load_adapter(_adapter_folder(path), names[-1])
+        return names
+
+    def _objective(self, model: AdaptedModel) -> str | Objective:
+        """That of the one run to start from, with its heads, where it has the same tasks; else a new one."""
+        if self.init_from is not None and len(self.init_from) == 1:
+            folder = _adapter_folder(self.init_from[0])
+            if (folder / "objective.json").is_file():
+                objective = load_objective(model, folder)
+                if objective.name == self.objective and objective.task_names == model.tasks.names:
+                    return objective
+        return self.objective
+
+    def _described(self, tasks: Iterable[str] | None = None) -> dict[str, Any]:
+        """As the run's ``recipe.yaml`` has it."""
+        recipe = {**self.to_dict(), "data": str(Path(self.data or "").resolve())}
+        return recipe if tasks is None else {**recipe, "tasks": list(tasks)}
+
+
+def _adapter_folder(path: str) -> Path:
+    """The folder of the adapter of a run, or a folder that is one."""
+    run = RunFolder(path)
+    return run.find_adapter() if run.holds_run() else run.path
+
+
+def _adapter_options(settings: Mapping[str, Any]) -> AdapterOptions:
+    options = {f.name for f in fields(AdapterOptions)}
+    for name in settings:
+        if name not in options:
+            raise TypeError(f"recipe: adapter: expected settings out of {sorted(options)}, got {name!r}")
+    return AdapterOptions(**{k: _tuples(v) for k, v in settings.items()})
 
 
 def _tuples(value: Any) -> Any:

@@ -86,7 +86,7 @@ def test_warmup_steps_go_before_the_ratio() -> None:
 @pytest.mark.parametrize(
     ("setting", "error", "message"),
     [
-        ({"epochs": 0}, ValueError, "epochs: expected an integer from 1 on, got 0"),
+        ({"epochs": -1}, ValueError, "epochs: expected an integer from 0 on, got -1"),
         ({"epochs": 1.5}, TypeError, "epochs: expected an integer, got 1.5"),
         ({"learning_rate": -1.0}, ValueError, "learning_rate: expected a finite number"),
         ({"learning_rate": float("nan")}, ValueError, "learning_rate: expected a finite number"),

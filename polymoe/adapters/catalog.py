@@ -18,7 +18,8 @@ LETTERS = (
 
 def catalog(base: Any = None, n_tasks: int = 8, **overrides: Any) -> list[dict[str, Any]]:
     """A row for each method: its name, title, source, parts and sizes, what it ``needs`` ("task ids" or
-    "nothing"), and the ``formula`` of the parameters that it trains in a layer, as text.
+    "nothing"), the method that it comes ``after``, whose trained adapter it starts from, and the
+    ``formula`` of the parameters that it trains in a layer, as text.
 
     With a ``base`` also their number there, ``parameters``, for ``n_tasks`` tasks. ``overrides``: of every
     configuration.
@@ -36,6 +37,7 @@ def catalog(base: Any = None, n_tasks: int = 8, **overrides: Any) -> list[dict[s
             **{part: getattr(config, part) for part in ("router", "experts", "mixing", "site")},
             **{size: getattr(config, size) for size in ("r", "n_skills", "n_splits")},
             "needs": "task ids" if ROUTERS[config.router].needs_tasks else "nothing",
+            "after": method.after,
             "formula": formula(config),
         }
         if base is not None:

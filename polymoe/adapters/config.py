@@ -35,10 +35,11 @@ class AdapterConfig:
     branch's input, in training. ``target_modules`` ... ``layers_pattern``: see
     :mod:`polymoe.adapters.targets`. ``gate``, ``temperature``, ``noise``, ``gate_dropout``,
     ``average_correction``: see :class:`~polymoe.adapters.routers.TaskTable`. ``init_weights`` False: B is
-    random too, so that the adapted model does not start as the base. ``router_granularity``: a router for
-    each layer ("linear"), or one that the layers of a numbered block ("block") or all ("model") share; one
-    that reads tokens reads those of the first of its layers. ``init``: bound of the random A, "peft"
-    sqrt(Q/D), "mttl" 1/sqrt(3D). ``n_skills_pattern``: other numbers of skills for some modules. The other
+    random too, so that the adapted model does not start as the base. ``train_experts`` False: they stay as
+    they start, which is with what another adapter learnt. ``router_granularity``: a router for each layer
+    ("linear"), or one that the layers of a numbered block ("block") or all ("model") share; one that reads
+    tokens reads those of the first of its layers. ``init``: bound of the random A, "peft" sqrt(Q/D), "mttl"
+    1/sqrt(3D). ``n_skills_pattern``: other numbers of skills for some modules. The other
     fields belong to one router or kind of experts, which says what they are, and are refused elsewhere.
 
     A combination that does not work is a ValueError here, with the reason; a value of the wrong type is a
@@ -63,6 +64,7 @@ class AdapterConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
     modules_to_save: tuple[str, ...] | None = None
     init_weights: bool = True
+    train_experts: bool = True
     init: Init = "peft"
     router_granularity: Granularity = "linear"
     gate: str = "sigmoid"
@@ -150,7 +152,7 @@ class AdapterConfig:
         for name in ("ibp_prior", "balance_loss"):
             if getattr(self, name) != 0:
                 _positive_number(name, getattr(self, name))
-        for name in ("average_correction", "stop_router_gradient", "zero_start"):
+        for name in ("average_correction", "stop_router_gradient", "zero_start", "train_experts"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}")
 

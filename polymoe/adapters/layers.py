@@ -30,6 +30,8 @@ class AdapterLayer(Module):
         kind = ROUTERS[config.router]
         self.router = kind(config, site) if router is None else router
         self.experts = EXPERTS[config.experts](config, kind.n_experts(config, site), site)
+        for _, parameter in self.experts.named_parameters():
+            parameter.trainable = config.train_experts
 
     def __call__(self, x: Any, module: Any, batch: Batch) -> Any:
         """y [N, O] of x [N, D]."""
@@ -96,7 +98,7 @@ def n_parameters(config: AdapterConfig, sites: list[Site]) -> int:
     router, experts = ROUTERS[config.router], EXPERTS[config.experts]
     deciding = {config.router_name(site.name): site for site in reversed(sites)}.values()
     shapes = [shape for site in deciding for shape in router.shapes(config, site).values()]
-    for site in sites:
+    for site in sites if config.train_experts else ():
         shapes += experts.shapes(config, router.n_experts(config, site), site).values()
     return sum(int(np.prod(shape)) for shape in shapes)
 
@@ -105,9 +107,9 @@ def formula(config: AdapterConfig) -> str:
     """The trainable parameters of a layer as people write them."""
     router, experts = ROUTERS[config.router], EXPERTS[config.experts]
     count = "" if router.count == "1" else f"{router.count} "
-    terms = [experts.formula.replace("S ", count), router.formula]
+    terms = [experts.formula.replace("S ", count) if config.train_experts else "0", router.formula]
     heads = " order" if config.mixing == "leaves" else " Q" if config.n_heads > 1 else ""
     terms = [term.replace(" Q", heads) for term in terms if term != "0"]
     if router.formula != "0" and config.router_granularity != "linear":
         terms[-1] = f"({terms[-1]} a {config.router_granularity})"
-    return " + ".join(terms)
+    return " + ".join(terms) or "0"

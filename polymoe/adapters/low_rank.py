@@ -21,6 +21,8 @@ class LowRankExperts(Experts):
     mixing "outputs":            y = x W^T + bias + scale sum_s w_s (x A_s^T) B_s
     """
 
+    usual_targets = "all-linear"
+
     def __init__(self, config: AdapterConfig, n_experts: int, site: Site) -> None:
         super().__init__(config, n_experts, site)
         self.scale = config.scale(site.name)

@@ -6,6 +6,7 @@
 | private | one-hot by task                         | T pairs | factors | linear | alpha/r | task ids |
 | poly    | task table, Gumbel-sigmoid, normalised  | S pairs | factors | linear | 1/r     | task ids |
 | mhr     | the same, a row for each of Q heads     | S pairs | factors | linear | 1/r     | task ids |
+| mhr-z   | as mhr, learnt after it                 | mhr's, frozen | factors | linear | 1/r | task ids |
 | mhr-mu  | uniform                                 | S pairs | factors | linear | 1/r     | nothing  |
 | c-poly  | task table beside a row of V            | S + T n | outputs | linear | 1/r     | task ids |
 | smear   | softmax of the example's mean token      | S pairs | factors | linear | 1/r     | nothing  |
@@ -34,12 +35,18 @@ from polymoe.adapters.config import AdapterConfig
 
 @dataclass(frozen=True)
 class Method:
-    """A row: what differs from the defaults of :class:`AdapterConfig`, and where the method comes from."""
+    """A row: what differs from the defaults of :class:`AdapterConfig`, and where the method comes from.
+
+    ``after``: the row whose trained adapter it starts from; ``learning_rate``: of the experts, where that of
+    :class:`~polymoe.training.TrainingConfig` does not suit them.
+    """
 
     title: str
     source: str
     preset: Mapping[str, Any] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+    after: str | None = None
+    learning_rate: float | None = None
 
 
 # The scale 16/8 is published for MoSLD; the relatives share it.
@@ -76,6 +83,12 @@ METHODS: dict[str, Method] = {
         "Multi-head routing: Poly with its own mixture for each block of inputs and outputs",
         "Caccia et al. 2022, arXiv 2211.03831",
         {"router": "task_table", "n_splits": 4},
+    ),
+    "mhr-z": Method(
+        "MHR-z: only the mixtures are learnt, of pairs that MHR has trained",
+        "Caccia et al. 2022, arXiv 2211.03831",
+        {"router": "task_table", "n_splits": 4, "train_experts": False},
+        after="mhr",
     ),
     # The mean of all stands for one pair; all S are kept, as the authors do, so that MHR's can be taken.
     "mhr-mu": Method(
@@ -177,3 +190,11 @@ def configure(method: str | AdapterConfig, **overrides: Any) -> AdapterConfig:
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}{hint}")
     return AdapterConfig(**{"method": name, **METHODS[name].preset, **overrides})
+
+
+def learning_rate(config: AdapterConfig) -> float:
+    """The learning rate that suits an adapter's experts: the row's own, or 5e-4 / scale, for rate times scale
+    is what a step of Adam moves the output by."""
+    row = METHODS.get(config.method)
+    own = None if row is None else row.learning_rate
+    return 5e-4 / config.scale("") if own is None else own

@@ -13,6 +13,7 @@ import numpy as np
 from polymoe.adapters.config import AdapterConfig
 from polymoe.adapters.inject import Adapter, inject
 from polymoe.adapters.methods import configure
+from polymoe.adapters.start import start_from, succeed
 from polymoe.batch import Batch, Routings, TaskRegistry
 from polymoe.functional import PackedWeight
 from polymoe.nn import Module, Parameter
@@ -75,17 +76,25 @@ class AdaptedModel(Module):
         method: str | AdapterConfig = "poly",
         tasks: Iterable[str] = (),
         *,
+        init_from: Sequence[str] = (),
         seed: int = 0,
         **overrides: Any,
     ) -> None:
         """Add an adapter beside the others; it becomes active when it is the first.
 
         ``method``: a row of :data:`~polymoe.adapters.methods.METHODS`, with ``overrides`` of its
-        configuration, or a configuration. ValueError for a name that is taken, for targets that match
-        nothing, for sizes that do not fit.
+        configuration, or a configuration. ``init_from``: names of adapters of this model whose values it
+        starts from (:func:`~polymoe.adapters.start.start_from`); their experts stand side by side, and its
+        sizes and places are theirs. ValueError for a name that is taken, for targets that match nothing, for
+        sizes that do not fit; KeyError for an unknown name in ``init_from``.
         """
         self._check_new(adapter_name)
-        self._hold(adapter_name, inject(self.base, configure(method, **overrides), TaskRegistry(tasks), seed))
+        sources = [self._named(name) for name in init_from]
+        config = succeed(method, sources, overrides) if sources else configure(method, **overrides)
+        adapter = inject(self.base, config, TaskRegistry(tasks), seed)
+        if sources:
+            start_from(adapter, sources)
+        self._hold(adapter_name, adapter)
 
     def _check_new(self, adapter_name: str) -> None:
         if not isinstance(adapter_name, str) or not adapter_name or "." in adapter_name:

@@ -78,6 +78,9 @@ class Router(Module):
         """The routing of a batch with these activations x [N, D]."""
         raise NotImplementedError
 
+    def start(self, experts: Experts) -> None:
+        """See the experts as they start, which were trained before; most routers need not."""
+
     def uniform(self, stream: str, batch: Batch, ids: np.ndarray, shape: tuple[int, ...], dtype: Any) -> Any:
         """Noise in (0, 1), ``shape`` for each of ``ids``: [len(ids), *shape]."""
         u = random.uniform(batch.seed, stream, batch.step, self.name, ids, int(np.prod(shape)))
@@ -88,16 +91,18 @@ class Experts(Module):
     """What is mixed, and how: ``experts(x, module, routing, batch) -> y``, what the frozen ``module`` makes
     of x with them; what they add alone where ``module`` is None.
 
-    ``site``: what kind of module they are made for. ``fields`` and ``formula`` as :class:`Router` has them;
+    ``site``: what kind of module they are made for; ``usual_targets``: which modules a recipe adapts when it
+    does not say, None for the base's own default. ``fields`` and ``formula`` as :class:`Router` has them;
     in the formula S stands for the number of experts. Made from ``(config, n_experts, site)``.
     """
 
     site: ClassVar[str] = "linear"
+    usual_targets: ClassVar[str | None] = None
     fields: frozenset[str] = frozenset()
     formula = "0"
 
     def __init__(self, config: AdapterConfig, n_experts: int, site: Site) -> None:
-        self.name = site.name
+        self.name, self.n_experts = site.name, n_experts
 
     @staticmethod
     def check(config: AdapterConfig) -> None:

@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         VERBS[args[0]][0](args[1:])
         sys.stdout.flush()
     except TrainingInterrupted as stop:
-        run = stop.checkpoint.parent.parent
-        print(f"polymoe {args[0]}: {stop}\nto go on:  polymoe train --resume --output {run}", file=sys.stderr)
+        go_on = f"to go on:  polymoe train --resume --output {stop.run}"
+        print(f"polymoe {args[0]}: {stop}\n{go_on}", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
         print(f"polymoe {args[0]}: interrupted", file=sys.stderr)

@@ -115,7 +115,7 @@ def train(argv: Sequence[str]) -> None:
         if parsed.out.resume:
             parsed = parse(argv, Recipe.from_yaml(Path(parsed.out.output) / "recipe.yaml"))
     out = parsed.out
-    summary = parsed.recipe.trainer(out.output).train(resume=out.resume, overwrite=out.overwrite)
+    summary = parsed.recipe.train(out.output, resume=out.resume, overwrite=out.overwrite)
     if out.json:
         print_json(summary)
     else:
@@ -134,7 +134,7 @@ def demo(argv: Sequence[str]) -> None:
     recipe = replace(recipe, data=str(DEMO / "tasks"), method=options.method, training=training)
     earlier = Path(options.output) / "recipe.yaml"
     is_demo = earlier.exists() and Recipe.from_yaml(earlier).data == str(Path(recipe.data or "").resolve())
-    summary = recipe.trainer(options.output).train(overwrite=is_demo)
+    summary = recipe.train(options.output, overwrite=is_demo)
     if options.json:
         print_json(summary)
         return

@@ -19,7 +19,7 @@ class TrainingConfig:
     """
 
     epochs: int = 3
-    """Passes over the training split."""
+    """Passes over the training split; 0 trains nothing and evaluates what is there."""
     max_steps: int = -1
     """Optimiser steps; when positive, it replaces ``epochs``."""
     batch_tokens: int = 4096
@@ -32,8 +32,8 @@ class TrainingConfig:
     """Tokens of a text at most, never more than the base takes; None takes the base's own limit."""
 
     learning_rate: float | None = None
-    """Of the skills (LoRA pairs); None takes 5e-4 / scale, the scale being the adapter's lora_alpha / r: the
-    product of the two is what a step of Adam moves the output by, so that one default suits all methods.
+    """Of the experts; None takes the method's own, most often 5e-4 / scale, the scale being the adapter's
+    lora_alpha / r: the product of the two is what a step of Adam moves the output by.
     """
     router_learning_rate: float = 1e-1
     """Of the routing logits."""
@@ -83,7 +83,8 @@ class TrainingConfig:
     """Optimiser steps between lines of ``metrics.jsonl``."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_tokens", "gradient_accumulation_steps", "logging_steps"):
+        _integer("epochs", self.epochs, 0)
+        for name in ("batch_tokens", "gradient_accumulation_steps", "logging_steps"):
             _integer(name, getattr(self, name), 1)
         for name in (
             "batch_size",
@@ -134,9 +135,9 @@ class TrainingConfig:
             raise TypeError(f"training: expected settings out of {known}, got {unknown}")
         return cls(**settings)
 
-    def learning_rates(self, scale: float) -> dict[str, float]:
-        """The rate of each group of parameters, for adapters of this scale."""
-        skills = 5e-4 / scale if self.learning_rate is None else self.learning_rate
+    def learning_rates(self, default: float) -> dict[str, float]:
+        """The rate of each group of parameters; ``default`` is the skills' when ``learning_rate`` is None."""
+        skills = default if self.learning_rate is None else self.learning_rate
         head = self.head_learning_rate
         routers = {"router": self.router_learning_rate, "content": self.content_learning_rate}
         return {**routers, "skills": skills, "heads": head, "objective": head}

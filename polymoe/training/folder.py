@@ -35,6 +35,16 @@ class RunFolder:
         """Whether a run has left anything here."""
         return any(path.exists() for path in self._parts())
 
+    def find_adapter(self) -> Path:
+        """The folder of the run's adapter, or of its best or latest checkpoint while it is not finished;
+        FileNotFoundError before there is one."""
+        if self.adapter.is_dir():
+            return self.adapter
+        checkpoint = self.pointed("best") or self.pointed("latest")
+        if checkpoint is None:
+            raise FileNotFoundError(f"run: expected an adapter or a checkpoint in {self.path}, got none yet")
+        return checkpoint / "adapter"
+
     def claim(self, resume: bool = False, overwrite: bool = False) -> None:
         """Make sure that a run may write here; nothing that is here changes.
 

@@ -13,13 +13,13 @@ from typing import Any
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Training was stopped by the user; ``checkpoint`` is the folder from which it goes on."""
+    """Training was stopped by the user; ``checkpoint`` is the folder from which the ``run`` goes on."""
 
     def __init__(self, checkpoint: Path, step: int) -> None:
         super().__init__(
             f"stopped after step {step}, saved {checkpoint}; train(resume=True) goes on from there"
         )
-        self.checkpoint = checkpoint
+        self.checkpoint, self.run = checkpoint, checkpoint.parent.parent
 
 
 class Interrupt:

@@ -27,16 +27,16 @@ class Update(NamedTuple):
 class AdamW:
     """torch.optim.AdamW's update on every trainable segment of ``parameters``; frozen ones keep every bit.
 
-    ``step`` counts finished updates, ``total`` is the number that the schedule runs over, ``scale`` is that
-    of the adapters (see ``TrainingConfig.learning_rate``). ``m`` and ``v`` are flat buffers laid out as the
-    parameters.
+    ``step`` counts finished updates, ``total`` is the number that the schedule runs over, ``default_rate`` is
+    the experts' where ``TrainingConfig.learning_rate`` is None. ``m`` and ``v`` are flat buffers laid out as
+    the parameters.
     """
 
     def __init__(
-        self, parameters: FlatParameters, config: TrainingConfig, total: int, scale: float = 1.0
+        self, parameters: FlatParameters, config: TrainingConfig, total: int, default_rate: float = 5e-4
     ) -> None:
         self.parameters, self.config, self.total = parameters, config, total
-        self.rates = config.learning_rates(scale)
+        self.rates = config.learning_rates(default_rate)
         self.step = 0
         self.m: np.ndarray = np.zeros_like(parameters.data)
         self.v: np.ndarray = np.zeros_like(parameters.data)

@@ -64,14 +64,7 @@ def load_run(path: str | os.PathLike[str], base: Any = None) -> Run:
     folder = RunFolder(path)
     if not folder.holds_run():
         raise FileNotFoundError(f"run: expected a folder with a run, got {folder.path}")
-    adapter = folder.adapter
-    if not adapter.is_dir():
-        checkpoint = folder.pointed("best") or folder.pointed("latest")
-        if checkpoint is None:
-            raise FileNotFoundError(
-                f"run: expected an adapter or a checkpoint in {folder.path}, got none yet"
-            )
-        adapter = checkpoint / "adapter"
+    adapter = folder.find_adapter()
     recipe = folder.read_recipe()
     if base is None or isinstance(base, str | os.PathLike):
         base = load_base(recipe["base"] if base is None else base)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from polymoe.adapters.methods import learning_rate
 from polymoe.nn import FlatParameters
 from polymoe.tape import Tape, data_of
 from polymoe.training.callbacks import Callback, MetricsFile, Progress
@@ -76,7 +77,7 @@ class Trainer:
         self.parameters = FlatParameters([*model.adapter_parameters(), *objective_parameters])
         self.plan = lru_cache(maxsize=2)(self._plan)
         self.total_steps = self._count_steps()
-        self.optimizer = AdamW(self.parameters, self.config, self.total_steps, model.config.scale(""))
+        self.optimizer = AdamW(self.parameters, self.config, self.total_steps, learning_rate(model.config))
         self.folder = RunFolder(output)
         self.recipe = dict(recipe) if recipe is not None else default_recipe(self, data)
         self.zero_shot = zero_shot and self.objective.zero_shot and len(self.test_split) > 0
