@@ -1,7 +1,8 @@
 """``polymoe <verb>``: results go to stdout (``--json`` for machines), all else to stderr.
 
-A verb is a function of its arguments and a row of VERBS: runs.py has those that make and use runs, about.py
-those that need none; flags.py and show.py are what they share.
+A verb is a function of its arguments and a row of VERBS: runs.py has those that make and use runs,
+exchange.py those that take adapters elsewhere, about.py those that need none; flags.py and show.py are what
+they share.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from difflib import get_close_matches
 
 import polymoe
 from polymoe.cli.about import info, methods
+from polymoe.cli.exchange import convert, export, merge
 from polymoe.cli.runs import DEMO, demo, evaluate, predict, train
 from polymoe.training import TrainingInterrupted
 
@@ -23,6 +25,9 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "train": (train, "train on your tasks"),
     "evaluate": (evaluate, "metrics of a run, task by task"),
     "predict": (predict, "outputs for texts"),
+    "export": (export, "a task of a run as one LoRA: for PEFT, mlx-lm, llama.cpp, or merged into the base"),
+    "convert": (convert, "a LoRA in another format"),
+    "merge": (merge, "several LoRAs as one"),
     "methods": (methods, "what can share what: the methods, their parts, what they need and train"),
     "info": (info, "versions, instruction set, threads, memory"),
 }

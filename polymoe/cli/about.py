@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 import polymoe
 from polymoe.adapters.catalog import LETTERS, catalog
 from polymoe.cli.flags import parse_flags
-from polymoe.cli.show import print_json, say
+from polymoe.cli.show import print_json, say, show_table
 from polymoe.models import load_base
 from polymoe.training.summary import versions
 
@@ -82,7 +80,7 @@ def methods(argv: Sequence[str]) -> None:
         keys = ("method", "router", "experts", "mixing", "needs", "r", "n_skills", "formula")
         count = [] if base is None else [f"{row['parameters']:,}"]
         table.add_row(*(str(row[key]) for key in keys), *count)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    show_table(table, 140)
     say(LETTERS)
 
 

@@ -52,4 +52,9 @@ def show_evaluation(evaluation: Evaluation, before: Evaluation | None, title: st
             old = before["mean"] if task == "mean" else before["tasks"][task]
             cells.insert(0, f"{old[metrics[0]]:.3f}")
         table.add_row(task, *cells, str(values.get("n", "")), end_section=task == rows[-2][0])
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    show_table(table)
+
+
+def show_table(table: Table, width: int = 100) -> None:
+    """A table, as wide as the terminal, or ``width`` where there is none."""
+    Console(width=None if sys.stdout.isatty() else width).print(table)

@@ -23,6 +23,7 @@ rather than computes wrongly.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,21 +35,10 @@ from polymoe.adapters.config import AdapterConfig
 from polymoe.adapters.inject import Adapter, inject
 from polymoe.adapters.methods import METHODS
 from polymoe.adapters.model import AdaptedModel
-from polymoe.batch import TaskRegistry
-from polymoe.files import (
-    PathLike,
-    json_bytes,
-    parse_safetensors,
-    read_json,
-    safetensors_bytes,
-    write_files,
-)
+from polymoe.files import PathLike, json_bytes, safetensors_bytes, write_files
 from polymoe.interop import peft_config
+from polymoe.interop.peft_folder import CARD, CONFIG, FORMAT_VERSION, OURS, WEIGHTS, open_folder
 
-FORMAT_VERSION = 1
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-OURS, CARD = "polymoe.json", "README.md"
-PICKLE = "adapter_model.bin"
 PREFIX = "base_model.model."
 MARK = "<!-- written by polymoe; a card without this line is not overwritten -->"
 
@@ -179,35 +169,30 @@ def card(adapter: Adapter, base_name: str | None, peft_type: str) -> str:
 
 
 def read_adapter(
-    base: Any, folder: PathLike, *, tasks: Iterable[str] | None = None, check_base: bool = True
+    base: Any,
+    folder: PathLike,
+    *,
+    tasks: Iterable[str] | None = None,
+    check_base: bool = True,
+    strict: bool = True,
 ) -> Adapter:
     """The adapter in a folder that polymoe or PEFT (LORA, POLY) wrote, for ``base``.
 
     ``tasks``: names of the tasks where the folder does not say them (PEFT's does not; task_0, task_1 ...
-    without). ``check_base`` False takes an adapter that was made on other weights.
+    without). ``check_base`` False takes an adapter that was made on other weights. ``strict`` False takes
+    what fits where weights are missing (they become zeros) or unexpected (they are left out), with a warning.
 
     Raises FileNotFoundError for a missing file; ValueError that names the file for one that is broken or
     cut short, another base than the adapter was made on, weights that are missing, unexpected or of another
     shape (they are listed), a newer format, a setting of PEFT's that is not supported, and weights stored
     as a pickle.
     """
-    folder = Path(folder)
-    settings = _read_object(folder / CONFIG)
-    kind = peft_config.check_type(settings, folder / CONFIG)
-    data = _read_weights(folder)
-    if (folder / OURS).is_file():
-        config, registry = _read_ours(base, folder, data, check_base)
-        if tasks is not None and TaskRegistry(tasks) != registry:
-            raise ValueError(f"tasks: expected those of {folder / OURS}, {list(registry.names)}, got others")
-        fold = _folded(config, kind)
-    else:
-        config, n_tasks = peft_config.from_peft(settings, folder / CONFIG)
-        registry = TaskRegistry([f"task_{i}" for i in range(n_tasks)] if tasks is None else tasks)
-        if kind == "POLY" and len(registry) != n_tasks:
-            raise ValueError(f"tasks: expected {n_tasks} names ({folder / CONFIG}), got {len(registry)}")
-        fold = 1.0
-    adapter = inject(base, config, registry, seed=0)
-    _fill(adapter, parse_safetensors(data, folder / WEIGHTS), kind, fold, folder / WEIGHTS)
+    opened = open_folder(folder, tasks)
+    if check_base:
+        opened.check_base(base)
+    fold = _folded(opened.config, opened.kind) if opened.ours else 1.0
+    adapter = inject(base, opened.config, opened.tasks, seed=0)
+    _fill(adapter, opened.tensors(), opened.kind, fold, opened.path / WEIGHTS, strict)
     return adapter
 
 
@@ -221,61 +206,24 @@ def load_adapter(
     return model
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _read_weights(folder: Path) -> bytes:
-    if not (folder / WEIGHTS).is_file() and (folder / PICKLE).is_file():
-        raise ValueError(
-            f"{folder / PICKLE}: expected {WEIGHTS}, got a pickle, which can run any code when it is read; "
-            "save it again with safe_serialization=True"
-        )
-    return (folder / WEIGHTS).read_bytes()
-
-
-def _read_ours(base: Any, folder: Path, data: bytes, check_base: bool) -> tuple[AdapterConfig, TaskRegistry]:
-    path = folder / OURS
-    ours = _read_object(path)
-    version = ours.get("format_version")
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format_version: expected {FORMAT_VERSION} (of this polymoe), got {version!r}"
-        )
-    try:
-        config, registry = AdapterConfig(**ours["config"]), TaskRegistry(ours["tasks"])
-        made_on, expected = ours["base"], ours["weights"]["sha256"]
-        fingerprint = made_on["fingerprint"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected config, tasks, base and weights, got {error!r}") from error
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != expected:
-        raise ValueError(
-            f"{folder / WEIGHTS}: expected the weights that {OURS} was saved with (sha256 {expected}), "
-            f"got {digest}; to load weights that were replaced on purpose, remove {OURS}"
-        )
-    here = getattr(base, "fingerprint", None) if check_base and fingerprint is not None else None
-    if here is not None and here != fingerprint:
-        raise ValueError(
-            f"base: expected {made_on['name']!r} with fingerprint {fingerprint}, on which {folder} was made, "
-            f"got {getattr(base, 'name', None)!r} with {here}; check_base=False loads it all the same"
-        )
-    return config, registry
-
-
-def _fill(adapter: Adapter, found: dict[str, np.ndarray], kind: str, fold: float, path: Path) -> None:
+def _fill(
+    adapter: Adapter, found: dict[str, np.ndarray], kind: str, fold: float, path: Path, strict: bool
+) -> None:
     keys = _keys(adapter, kind)
     expected = {key for key, _, _ in keys}
     if found.keys() != expected:
         missing, extra = sorted(expected - found.keys()), sorted(found.keys() - expected)
-        raise ValueError(
+        message = (
             f"{path}: expected the weights of {len(adapter.layers)} layers; "
             f"missing: {', '.join(missing) or 'none'}; unexpected: {', '.join(extra) or 'none'}"
         )
+        if strict or len(missing) == len(expected):
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=4)
     for key, name, parameter in keys:
+        if key not in found:
+            parameter.data[...] = 0
+            continue
         shape = _to_disk(name, parameter.data, adapter.config.n_splits).shape
         if found[key].shape != shape:
             raise ValueError(f"{path}: {key}: expected shape {shape}, got {found[key].shape}")
