@@ -24,6 +24,7 @@ from polymoe.interop.gguf import FILE, read_gguf, write_gguf
 from polymoe.interop.lora import Lora, Pair, distance, make_pair, norm, pair_up
 from polymoe.interop.mlx import read_mlx, write_mlx
 from polymoe.interop.peft_folder import CONFIG, WEIGHTS, PeftFolder, open_folder
+from polymoe.models.loading import MODEL_PACKAGES
 
 FORMATS = ("peft", "mlx", "gguf")
 
@@ -62,8 +63,11 @@ def convert(
     config = None if base is None else base_config(base)
     lora = read_lora(source, config=config, task=task)
     if to == "gguf" and config is None:
-        if (name := lora.base.get("name")) is None:
-            raise ValueError(f"base: expected the name of the base ({source} does not say it), got None")
+        name = lora.base.get("name")
+        if name is None or not (
+            name in MODEL_PACKAGES or Path(name).is_dir()
+        ):  # nothing is downloaded unasked
+            raise ValueError(f"base: expected the folder of the base, {source} says {name!r}, got None")
         config = base_config(name)
     error = 0.0
 

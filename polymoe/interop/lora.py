@@ -138,7 +138,7 @@ def pair_up(
     """(A, B) in float32 by the names before ``.a`` and ``.b``. ValueError that lists what is missing and what
     is no part of a pair, and for what is no finite matrix."""
     ends = (f".{a}", f".{b}")
-    names = dict.fromkeys(key.removesuffix(end) for key in tensors for end in ends if key.endswith(end))
+    names = sorted({key.removesuffix(end) for key in tensors for end in ends if key.endswith(end)})
     expected = {name + end for name in names for end in ends}
     if not names or expected != tensors.keys():
         missing, extra = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
