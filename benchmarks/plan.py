@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tyro
 
@@ -28,6 +28,8 @@ class Options:
     """Seeds at the same budget; all by default."""
     grid: tuple[float, ...] = (1 / 3, 1.0, 3.0)
     """Learning rates as multiples of the default."""
+    extend: int = 2
+    """How often a method's grid may grow by a step while its best rate is at an edge."""
     rank: int = 8
     """Of every method in the first table."""
     budget: int | None = None
@@ -60,14 +62,24 @@ def plan(ladder: Ladder, options: Options) -> Iterator[Job]:
 
 
 def grid(ladder: Ladder, options: Options, method: str) -> list[Job]:
-    """The runs that choose a method's rate."""
+    """The runs that choose a method's rate; beyond an edge of the grid while the best one is there."""
     size = ladder.size(method, options.rank)
-    return [Job(method, size, multiple, options.seeds[0]) for multiple in options.grid]
+    tried = [Job(method, size, multiple, options.seeds[0]) for multiple in sorted(options.grid)]
+    for _ in range(options.extend if len(tried) > 1 else 0):
+        best = _best(ladder, tried)
+        if best == tried[-1].multiple:
+            tried.append(replace(tried[-1], multiple=best * best / tried[-2].multiple))
+        elif best == tried[0].multiple:
+            tried.insert(0, replace(tried[0], multiple=best * best / tried[1].multiple))
+    return tried
 
 
 def chosen(ladder: Ladder, options: Options, method: str) -> float | None:
     """The multiple that is best on validation (the smallest on a tie), or None before all were tried."""
-    tried = grid(ladder, options, method)
+    return _best(ladder, grid(ladder, options, method))
+
+
+def _best(ladder: Ladder, tried: Sequence[Job]) -> float | None:
     found = {job.multiple: value for job in tried if (value := ladder.validation(job)) is not None}
     if not found or not all(ladder.done(job) for job in tried):
         return None

@@ -33,6 +33,7 @@ class Row:
     scores: dict[int, dict[str, float]] = field(default_factory=dict)
     validation: dict[int, float] = field(default_factory=dict)
     tried: dict[str, float | None] = field(default_factory=dict)
+    at_edge: bool = False
     tokens_per_second: float | None = None
     failures: dict[str, str] = field(default_factory=dict)
     gain: float | None = None
@@ -57,7 +58,7 @@ def report(ladder: Ladder, options: Options) -> int:
     ):
         rows = [collect(ladder, options, method, budget, seeds) for method in options.methods]
         error = compare(rows, len(seeds))
-        parts.append(f"## {title}\n\n{table([frozen, *rows], tasks, len(seeds), options, error)}")
+        parts.append(f"## {title}\n\n{table([frozen, *rows], tasks, len(seeds), error)}")
         content[name] = {"title": title, "pooled_error": error, "rows": [as_json(row) for row in rows]}
         tables[title] = rows
     text = "\n\n".join(parts) + "\n"
@@ -103,7 +104,9 @@ def collect(ladder: Ladder, options: Options, method: str, budget: int | None, s
     size = ladder.size(method, options.rank, budget)
     row = Row(method, size, chosen(ladder, options, method))
     if tries:
-        row.tried = {f"{job.multiple:.3g}": ladder.validation(job) for job in grid(ladder, options, method)}
+        tried = grid(ladder, options, method)
+        row.tried = {f"{job.multiple:.3g}": ladder.validation(job) for job in tried}
+        row.at_edge = row.multiple in (tried[0].multiple, tried[-1].multiple)
     for job in jobs(ladder, options, method, size, seeds, tries):
         if (why := ladder.failed(job)) is not None:
             row.failures[job.name] = why
@@ -131,7 +134,7 @@ def compare(rows: list[Row], n_seeds: int) -> float | None:
     return pooled
 
 
-def table(rows: list[Row], tasks: list[str], n_seeds: int, options: Options, error: float | None) -> str:
+def table(rows: list[Row], tasks: list[str], n_seeds: int, error: float | None) -> str:
     """Markdown: a row a method; percent, mean and standard deviation over the seeds."""
     columns = [
         "method",
@@ -165,9 +168,7 @@ def table(rows: list[Row], tasks: list[str], n_seeds: int, options: Options, err
             f"\nStandard error of a difference, pooled over all methods: {100 * error:.1f} points. A method "
             "is above (or below) LoRA if it is by two standard errors, the larger of this one and its own."
         )
-    edges = [
-        row.method for row in rows if row.tried and row.multiple in (min(options.grid), max(options.grid))
-    ]
+    edges = [row.method for row in rows if row.at_edge]
     if edges:
         lines.append(f"\nBest at an edge of the grid: {', '.join(edges)}.")
     for row in rows:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def options(methods, tmp_path):
         methods=("lora", "poly"),
         seeds=(0, 1),
         grid=(0.5, 2.0),
+        extend=0,
         rank=2,
         base=str(base_folder(tmp_path / "base")),
         train_examples=12,
@@ -69,6 +71,8 @@ def test_table_is_made_once_and_goes_on(methods, options, capsys):
     # two methods with a grid of two and another seed; at the budget poly is the same run again, lora is not
     assert len(names) == 2 * 3 + 2
     assert "| poly |" in capsys.readouterr().out
+    if importlib.util.find_spec("matplotlib"):
+        assert {"poly", "lora"} <= set(re.findall(r">([\w-]+)</text>", (out / "methods.svg").read_text()))
 
     times = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.json")}
     assert methods.main(options) == 0
@@ -107,6 +111,43 @@ def test_other_settings_need_another_folder(methods, options):
         ValueError, match=r"output: expected a folder for these settings, got .* {'epochs': 1}"
     ):
         methods.main(methods.replace(options, epochs=2))
+
+
+class Known:
+    """Validation accuracies by multiple, where a ladder would read them from its runs."""
+
+    def __init__(self, values):
+        self.validation = lambda job: values.get(job.multiple)
+        self.done = lambda job: job.multiple in values
+        self.size = lambda method, r: None
+
+
+def test_grid_grows_while_the_best_is_at_its_edge(methods, options):
+    plan = sys.modules["benchmarks.plan"]
+
+    def tried(values, extend):
+        some = methods.replace(options, grid=(3.0, 1.0), extend=extend)
+        return [job.multiple for job in plan.grid(Known(values), some, "lora")], plan.chosen(
+            Known(values), some, "lora"
+        )
+
+    values = {1.0: 0.3, 3.0: 0.5, 9.0: 0.6, 27.0: 0.6}
+    assert tried(values, 5) == ([1.0, 3.0, 9.0, 27.0], 9.0)
+    assert tried(values, 1) == ([1.0, 3.0, 9.0], 9.0)
+    assert tried(values | {1.0: 0.7}, 1) == ([1 / 3, 1.0, 3.0], None)  # a third is still to be tried
+
+
+def test_a_run_is_in_one_hand_at_a_time(methods, options):
+    methods.main(methods.replace(options, methods=("lora",), seeds=(0,), grid=(1.0,)))
+    ladder = sys.modules["benchmarks.ladder"]
+    settings = json.loads((Path(options.output) / "settings.json").read_text())
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    ours = ladder.Ladder(options.output, ladder.Settings(**settings))
+    job = ladder.Job("poly", ours.size("poly", 2), 1.0, 0)
+    with ours.claim(job.name) as mine:
+        assert mine
+        assert not ours.run(job, print) and not ours.done(job)
+    assert ours.run(job, print) and ours.done(job)
 
 
 def test_nearest_size_to_a_budget(methods):
