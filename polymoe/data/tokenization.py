@@ -58,13 +58,21 @@ class Tokenizer:
     """Encodes single texts: ``prefix`` + text, cut to ``max_length`` tokens with the special tokens kept.
 
     Padding and truncation that a tokenizer.json asks for are switched off: batches here have no padding, and
-    a cut is counted.
+    a cut is counted. ``chat_template``: how a conversation becomes a text, in Jinja, as the model's files
+    give it; kept, not used here.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, max_length: int, prefix: str = "") -> None:
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        max_length: int,
+        prefix: str = "",
+        chat_template: str | None = None,
+    ) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer, self.max_length, self.prefix = tokenizer, max_length, prefix
+        self.chat_template = chat_template
         probe = tokenizer.encode("a")
         ids, content = (
             np.array(probe.ids, dtype=np.int32),
@@ -80,7 +88,13 @@ class Tokenizer:
             )
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str], max_length: int, prefix: str = "") -> Tokenizer:
+    def from_folder(
+        cls,
+        folder: str | os.PathLike[str],
+        max_length: int,
+        prefix: str = "",
+        chat_template: str | None = None,
+    ) -> Tokenizer:
         """Read ``folder/tokenizer.json``; FileNotFoundError if it is absent, ValueError if it is none."""
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
@@ -89,7 +103,7 @@ class Tokenizer:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"{path}: expected a tokenizer's file: {error}") from error
-        return cls(tokenizer, max_length, prefix)
+        return cls(tokenizer, max_length, prefix, chat_template)
 
     @property
     def vocab_size(self) -> int:

