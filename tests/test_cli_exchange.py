@@ -22,7 +22,8 @@ def data(tmp_path_factory):
 def run(tmp_path_factory, base, data):
     """A finished run with heads."""
     output = str(tmp_path_factory.mktemp("runs") / "run")
-    flags = ["--method", "poly", "--objective", "classify", "--epochs", "4"]
+    flags = ["--method", "poly", "--objective", "classify", "--epochs", "4", "--batch-size", "4"]
+    flags += ["--learning-rate", "0.02", "--eval-steps", "1000"]
     assert call("train", "--base", base, "--data", data, *flags, "--output", output) == 0
     return output
 
@@ -35,7 +36,7 @@ def test_export_convert_and_merge(base, run, data, tmp_path, capsys):
         ("animal", True, 3),
         ("colour", True, 3),
     ]
-    assert all(r["error"] < 1e-5 for r in found)
+    assert all(r["error"] < 1e-5 < 1e-3 < r["moves"] for r in found)
     one, two = tmp_path / "out/animal", tmp_path / "out/colour"
     assert call("convert", one, tmp_path / "mlx", "--to", "mlx") == 0
     assert call("merge", tmp_path / "mlx", two, "--weights", "1", "-0.5", "--output", tmp_path / "sum") == 0
@@ -53,7 +54,19 @@ def test_export_by_default_goes_into_the_run_and_tells_of_heads(run, tmp_path, c
 
 
 def test_export_of_a_mean_route(base, data, tmp_path, capsys):
-    train = ["train", "--base", base, "--data", data, "--method", "smear", "--epochs", "2"]
+    train = [
+        "train",
+        "--base",
+        base,
+        "--data",
+        data,
+        "--method",
+        "smear",
+        "--epochs",
+        "2",
+        "--eval-steps",
+        "1000",
+    ]
     assert call(*train, "--output", tmp_path / "run") == 0
     assert call("export", tmp_path / "run", "--task", "animal") == 1
     assert "mean_route" in capsys.readouterr().err
