@@ -59,6 +59,8 @@ def edit(folder, name, **fields):
             "LORA",
         ),
         ("lora", {"lora_alpha": None, "tasks": ()}, "LORA"),
+        ("lora", {"use_rslora": True, "rank_pattern": {"value": 3}}, "LORA"),
+        ("poly", {"use_rslora": True}, "POLYMOE"),
         ("private", {}, "POLYMOE"),
         ("poly", {}, "POLY"),
         ("poly", {"lora_alpha": 16, "layers_to_transform": 1}, "POLY"),
@@ -216,7 +218,6 @@ def test_half_precision_is_widened(base, tmp_path):
         ({"peft_type": "IA3"}, "peft_type: expected one of LORA, POLY, POLYMOE, got 'IA3'"),
         ({"peft_type": "POLYMOE"}, "expected polymoe.json beside it"),
         ({"use_dora": True}, "use_dora: expected None, got True"),
-        ({"use_rslora": True}, "use_rslora: expected None, got True"),
         ({"bias": "all"}, "bias: expected 'none', got 'all'"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights: expected True, got 'pissa'"),
         ({"modules_to_save": ["classifier"]}, "modules_to_save: expected None"),
@@ -357,3 +358,25 @@ def test_a_disk_that_is_full_leaves_the_folder_as_it_was(base, folder, monkeypat
     with pytest.raises(OSError, match="No space left"):
         make(base, seed=9).save_adapter(folder)
     assert {name: (folder / name).read_bytes() for name in os.listdir(folder)} == before
+
+
+def test_weights_that_are_missing_or_too_many_are_taken_as_zeros_and_left_out_when_asked(base, tmp_path):
+    model = make(base, "poly")
+    model.save_adapter(tmp_path)
+    (tmp_path / "polymoe.json").unlink()
+    found = weights(tmp_path)
+    gone = f"base_model.model.{LAYERS[0]}.poly_lora_B"
+    del found[gone]
+    extra = {"base_model.model.x.poly_lora_A": np.zeros(3, np.float32)}
+    files.write_safetensors(tmp_path / "adapter_model.safetensors", found | extra)
+    message = rf"missing: {gone}; unexpected: base_model\.model\.x\.poly_lora_A"
+    with pytest.raises(ValueError, match=message):
+        load_adapter(base, tmp_path)
+    with pytest.warns(UserWarning, match=message):
+        loose = values(load_adapter(base, tmp_path, strict=False))
+    for name, value in values(model).items():
+        expected = np.zeros_like(value) if name == f"{LAYERS[0]}.experts.lora_B" else value
+        np.testing.assert_array_equal(loose[name], expected, err_msg=name)
+    files.write_safetensors(tmp_path / "adapter_model.safetensors", extra)
+    with pytest.raises(ValueError, match="expected the weights of 4 layers"):
+        load_adapter(base, tmp_path, strict=False)

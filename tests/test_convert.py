@@ -101,7 +101,7 @@ def test_gguf_has_the_names_and_shapes_that_llama_cpp_writes(folder):
 
 
 @needs_gguf
-@pytest.mark.parametrize("kind", ["bert", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "qwen2"])
 def test_names_are_those_of_the_gguf_library(kind):
     import gguf
 

@@ -30,7 +30,8 @@ class AdapterConfig:
     table of methods.
 
     Parts: ``router``, ``experts``, ``mixing``, ``site``. Sizes: rank ``r``, ``n_skills`` S, ``n_splits`` Q
-    (heads). The low-rank term is multiplied by ``lora_alpha / r``, by 1/r when ``lora_alpha`` is None.
+    (heads). The low-rank term is multiplied by ``lora_alpha / r``, by 1/r when ``lora_alpha`` is None
+    (with ``use_rslora`` sqrt(r) in the place of r, Kalajdzievski 2023, arXiv 2312.03732).
     ``rank_pattern``, ``alpha_pattern``: other values for some modules. ``lora_dropout``: of the low-rank
     branch's input, in training. ``target_modules`` ... ``layers_pattern``: see
     :mod:`polymoe.adapters.targets`. ``gate``, ``temperature``, ``noise``, ``gate_dropout``,
@@ -55,6 +56,7 @@ class AdapterConfig:
     n_skills: int = 4
     n_splits: int = 1
     lora_alpha: float | None = None
+    use_rslora: bool = False
     lora_dropout: float = 0.0
     target_modules: str | tuple[str, ...] | None = None
     exclude_modules: str | tuple[str, ...] | None = None
@@ -152,7 +154,13 @@ class AdapterConfig:
         for name in ("ibp_prior", "balance_loss"):
             if getattr(self, name) != 0:
                 _positive_number(name, getattr(self, name))
-        for name in ("average_correction", "stop_router_gradient", "zero_start", "train_experts"):
+        for name in (
+            "use_rslora",
+            "average_correction",
+            "stop_router_gradient",
+            "zero_start",
+            "train_experts",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}")
 
@@ -213,7 +221,8 @@ class AdapterConfig:
     def scale(self, name: str) -> float:
         """What the low-rank term of a module is multiplied by."""
         alpha = pattern_value(self.alpha_pattern, name, 1.0 if self.lora_alpha is None else self.lora_alpha)
-        return alpha / self.rank(name)
+        r = self.rank(name)
+        return alpha / (math.sqrt(r) if self.use_rslora else r)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it; ``AdapterConfig(**values)`` reads it back."""

@@ -5,6 +5,7 @@ Whatever is written is read again and compared with the model on texts before it
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,7 +24,8 @@ from polymoe.interop.lora import Lora
 from polymoe.interop.merged import write_merged
 from polymoe.interop.mixture import task_lora
 from polymoe.interop.mlx import read_mlx, write_mlx
-from polymoe.models.loading import find_folder, load_base
+from polymoe.models.gguf import read_gguf as read_model
+from polymoe.models.loading import find_base, load_base
 from polymoe.models.sentence import read_json, read_sentence_settings
 
 FORMATS = ("peft", "mlx", "gguf", "merged")
@@ -153,7 +155,7 @@ def _write(lora: Lora, to: str, folder: Path, base: Any) -> None:
     elif to == "mlx":
         write_mlx(lora, folder)
     elif to == "gguf":
-        write_gguf(lora, folder, base_config(base.name))
+        write_gguf(lora, folder, base_config(base))
     else:
         write_merged(lora, folder, base.name)
 
@@ -166,7 +168,7 @@ def _read(to: str, folder: Path, base: Any) -> Any:
         model = AdaptedModel(base)
         model.load_adapter(folder)
         return model
-    return attach(base, read_mlx(folder) if to == "mlx" else read_gguf(folder, base_config(base.name)))
+    return attach(base, read_mlx(folder) if to == "mlx" else read_gguf(folder, base_config(base)))
 
 
 def attach(base: Any, lora: Lora) -> AdaptedModel:
@@ -177,7 +179,13 @@ def attach(base: Any, lora: Lora) -> AdaptedModel:
     return model
 
 
-def base_config(name: PathLike) -> dict[str, Any]:
-    """The config.json of a base (see :func:`polymoe.load_base` for its names)."""
-    config: dict[str, Any] = read_json(read_sentence_settings(find_folder(name)).transformer / "config.json")
+def base_config(base: Any) -> dict[str, Any]:
+    """What a base's config.json says of its kind and sizes, from a base or from the name of one (of which no
+    weights are read)."""
+    if not isinstance(base, str | os.PathLike):
+        return {"model_type": base.model_type, **vars(base.config)}
+    path = find_base(base)
+    if path.is_file():
+        return vars(read_model(path).config)
+    config: dict[str, Any] = read_json(read_sentence_settings(path).transformer / "config.json")
     return config

@@ -38,11 +38,13 @@ _BERT = {
     "intermediate.dense": "ffn_up",
     "output.dense": "ffn_down",
 }
-# model_type -> what comes before a layer's number, and its linear layers here and there
+# llama.cpp's architecture -> what comes before a layer's number, and its linear layers here and there
 NAMES: dict[str, tuple[str, dict[str, str]]] = {
     "bert": ("encoder.layer.", _BERT),
     "llama": ("model.layers.", _LLAMA),
+    "qwen2": ("model.layers.", _LLAMA),
 }
+ARCHITECTURES = {"bert": "bert", "llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # by model_type
 
 
 def write_gguf(lora: Lora, folder: PathLike, config: Mapping[str, Any]) -> None:
@@ -52,7 +54,7 @@ def write_gguf(lora: Lora, folder: PathLike, config: Mapping[str, Any]) -> None:
     know.
     """
     gguf = _library()
-    kind = _model_type(config)
+    kind = _architecture(config)
     alpha = commonest(pair.scale * pair.r for pair in lora.pairs.values())
     alpha = float(np.float32(alpha))
     writer = gguf.GGUFWriter(Path(folder) / FILE, kind)
@@ -66,7 +68,7 @@ def write_gguf(lora: Lora, folder: PathLike, config: Mapping[str, Any]) -> None:
         key = f"{_there(kind, name)}.weight"
         B = np.ascontiguousarray(pair.lora_B.T)
         writer.add_tensor(f"{key}.lora_a", np.ascontiguousarray(pair.lora_A))
-        writer.add_tensor(f"{key}.lora_b", B[_order(config, name, len(B))])
+        writer.add_tensor(f"{key}.lora_b", B[_order(kind, config, name, len(B))])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -97,15 +99,15 @@ def read_gguf(path: PathLike, config: Mapping[str, Any] | None = None) -> Lora:
         )
     if kind not in NAMES:
         raise ValueError(f"{path}: general.architecture: expected one of {', '.join(NAMES)}, got {kind!r}")
-    config = {"model_type": kind, **({} if config is None else config)}
+    config = {} if config is None else config
     alpha = float(fields["adapter.lora.alpha"])
     pairs: dict[str, Pair] = {}
     for key, (A, B) in pair_up(tensors, "weight.lora_a", "weight.lora_b", path).items():
         name, B = _here(kind, key, path), B.copy()
-        B[_order(config, name, len(B))] = B.copy()
+        B[_order(kind, config, name, len(B))] = B.copy()
         pairs[name] = make_pair(name, A, B.T, alpha / len(A) if alpha else 1.0, path)
     task = fields.get("adapter.lora.task_name")
-    return Lora(pairs, {"model_type": kind}, provenance={} if task is None else {"task": task})
+    return Lora(pairs, provenance={} if task is None else {"task": task})
 
 
 def _library() -> Any:
@@ -118,13 +120,12 @@ def _library() -> Any:
     return gguf
 
 
-def _model_type(config: Mapping[str, Any]) -> str:
+def _architecture(config: Mapping[str, Any]) -> str:
     kind = config.get("model_type")
-    if kind not in NAMES:
-        raise ValueError(
-            f"base: expected a model_type of {', '.join(NAMES)} (whose names we know), got {kind!r}"
-        )
-    return str(kind)
+    if kind not in ARCHITECTURES:
+        expected = ", ".join(ARCHITECTURES)
+        raise ValueError(f"base: expected a model_type of {expected} (whose names we know), got {kind!r}")
+    return ARCHITECTURES[kind]
 
 
 def _there(kind: str, name: str) -> str:
@@ -145,12 +146,12 @@ def _here(kind: str, key: str, path: Path) -> str:
     return f"{prefix}{found[1]}.{back[found[2]]}"
 
 
-def _order(config: Mapping[str, Any], name: str, n: int) -> np.ndarray:
+def _order(kind: str, config: Mapping[str, Any], name: str, n: int) -> np.ndarray:
     """Which of our n rows stand where in the file: within a head of a Llama's q and k, those of both halves
     in turn."""
     heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.rpartition(".")[2])
     rows = np.arange(n)
-    if config["model_type"] != "llama" or heads is None:
+    if kind != "llama" or heads is None:
         return rows
     count = config.get(heads) or config.get("num_attention_heads")
     if not isinstance(count, int) or n % (2 * count):

@@ -11,7 +11,7 @@ import numpy as np
 
 from polymoe.files import json_bytes, write_bytes, write_safetensors
 from polymoe.interop.lora import Lora
-from polymoe.models.loading import find_folder
+from polymoe.models.loading import find_base
 from polymoe.models.sentence import read_sentence_settings
 from polymoe.models.weights import SINGLE, read_weights
 
@@ -26,7 +26,9 @@ def write_merged(lora: Lora, folder: Path, base_name: Any) -> None:
 
     Needs memory for the whole of the weights. ValueError where the weights of a module are not found.
     """
-    source = find_folder(base_name)
+    source = find_base(base_name)
+    if source.is_file():
+        raise ValueError(f"base: expected a folder of Hugging Face files to merge into, got {source}")
     inside = read_sentence_settings(source).transformer.relative_to(source)
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*_LEFT), dirs_exist_ok=True)
     weights = read_weights(source / inside)

@@ -33,7 +33,16 @@ _PLAIN_INIT = (True, False, "gaussian", "orthogonal", None)
 _TARGETS = ("target_modules", "exclude_modules", "modules_to_save")
 _LAYERS = ("layers_to_transform", "layers_pattern")
 _FIELDS = {
-    "LORA": ("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", *_TARGETS, *_LAYERS),
+    "LORA": (
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "lora_dropout",
+        "rank_pattern",
+        "alpha_pattern",
+        *_TARGETS,
+        *_LAYERS,
+    ),
     "POLY": ("r", "n_skills", "n_splits", *_TARGETS),
 }
 
@@ -45,7 +54,7 @@ def peft_type(config: AdapterConfig) -> str:
     if config.router == "constant":
         return "LORA"
     plain = not (config.rank_pattern or config.alpha_pattern or config.n_skills_pattern)
-    plain = plain and config.gate == "sigmoid" and not config.average_correction
+    plain = plain and config.gate == "sigmoid" and not (config.average_correction or config.use_rslora)
     if config.router == "task_table" and plain and _is_exact_fold(config.lora_alpha):
         return "POLY"
     return "POLYMOE"
@@ -85,7 +94,7 @@ def to_peft(adapter: Adapter, base_name: str | None, task_type: str | None) -> d
             "lora_dropout": config.lora_dropout,
             "rank_pattern": dict(config.rank_pattern),
             "use_dora": False,
-            "use_rslora": False,
+            "use_rslora": config.use_rslora,
         }
     if config.layers_to_transform is not None:  # PEFT's Poly does not know it: name the modules themselves
         values["target_modules"] = list(adapter.layers)
@@ -102,7 +111,10 @@ def check_type(settings: dict[str, Any], path: Path) -> str:
     """The peft_type; ValueError that names the file for one that we do not read."""
     kind = settings.get("peft_type")
     if kind not in TYPES:
-        raise ValueError(f"{path}: peft_type: expected one of {', '.join(TYPES)}, got {kind!r}")
+        raise ValueError(
+            f"{path}: peft_type: expected one of {', '.join(TYPES)}, got {kind!r}; merge others into their "
+            "base with PEFT (merge_and_unload, save_pretrained) and load that folder as the base"
+        )
     return str(kind)
 
 
