@@ -19,16 +19,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from benchmarks.sizes import Size, nearest, stages
 from polymoe.adapters.config import AdapterConfig
+from polymoe.adapters.experts import EXPERTS
 from polymoe.adapters.inject import sites
 from polymoe.adapters.layers import n_parameters
-from polymoe.adapters.methods import configure
+from polymoe.adapters.methods import configure, learning_rate
 from polymoe.data import Example, has_labels, read_tasks
 from polymoe.data.order import shuffled
 from polymoe.files import read_json, write_bytes, write_json
 from polymoe.models import load_base
 from polymoe.recipe import Recipe
-from polymoe.training import TrainingConfig, load_run
+from polymoe.training import load_run
 
 LEFT_OUT = {
     "copa": "nobody is above chance",
@@ -62,15 +64,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Size:
-    """An adapter's rank, its number of skills (None: the method's own), and what it trains."""
-
-    r: int
-    n_skills: int | None
-    parameters: int
-
-
-@dataclass(frozen=True)
 class Job:
     """One run. ``multiple``: of the default learning rate; ``test``: whether its setting was chosen."""
 
@@ -85,27 +78,6 @@ class Job:
         """Of its folder; it says all that tells two runs apart."""
         skills = "" if self.size.n_skills is None else f"-s{self.size.n_skills}"
         return f"{self.method}-r{self.size.r}{skills}-x{self.multiple:.3g}-seed{self.seed}"
-
-
-def nearest(
-    count: Callable[[int, int | None], int | None], budget: int, skills: int, most: int = 128
-) -> tuple[int, int | None]:
-    """Rank and number of skills whose ``count(rank, skills)`` is nearest to the budget.
-
-    Ranks go up to ``most`` with the method's own number of skills (None); where rank 1 is above the budget
-    already, fewer skills are tried, two at least. A count of None says that a size cannot be.
-
-    >>> nearest(lambda r, s: 100 * r * (s or 4), 1000, 4), nearest(lambda r, s: 100 * r * (s or 4), 290, 4)
-    ((2, None), (1, 3))
-    """
-    least = count(1, None)
-    sizes: list[tuple[int, int | None]] = [(r, None) for r in range(1, most + 1)]
-    if least is not None and least > budget:
-        sizes = [(1, None), *((1, s) for s in range(skills - 1, 1, -1))]
-    counts = {size: number for size in sizes if (number := count(*size)) is not None}
-    if not counts:
-        raise ValueError(f"rank: expected one that the method takes, got none from 1 to {most}")
-    return min(counts, key=lambda size: abs(counts[size] - budget))
 
 
 class Ladder:
@@ -139,33 +111,32 @@ class Ladder:
         return self._sizes[key]
 
     def _size(self, method: str, r: int, budget: int | None) -> Size:
-        n_tasks = len(self.settings.tasks)
-
         def count(r: int, n_skills: int | None) -> int | None:
             try:
-                config = self.config(method, r, n_skills)
-                return n_parameters(config, sites(self.base, config, n_tasks))
+                configs = [self.config(name, r, n_skills) for name in stages(method)]
+                return max(n_parameters(c, sites(self.base, c, len(self.settings.tasks))) for c in configs)
             except ValueError:
                 return None
 
         n_skills = None
         if budget is not None and count(r, None) is not None:
-            r, n_skills = nearest(count, budget, self.config(method, r).n_skills)
+            r, n_skills = nearest(count, budget, self.config(method, r).n_skills, r)
         return Size(r, n_skills, count(r, n_skills) or 0)  # of one that cannot be, the run says why
 
     def config(self, method: str, r: int, n_skills: int | None = None) -> AdapterConfig:
-        """The adapter on all linear layers; its other settings are the method's."""
+        """The adapter where a recipe puts it; its other settings are the method's."""
         skills = {} if n_skills is None else {"n_skills": n_skills}
-        return configure(method, **self.needs(method), r=r, target_modules="all-linear", **skills)
+        config = configure(method, **self.needs(method), r=r, **skills)
+        return configure(config, target_modules=EXPERTS[config.experts].usual_targets)
 
     def needs(self, method: str) -> dict[str, Any]:
         """The settings that a method cannot do without."""
         return NEEDS[method](self.settings.tasks) if method in NEEDS else {}
 
     def rate(self, job: Job) -> tuple[float, float]:
-        """The learning rate of the skills, and the adapter's scale."""
-        scale = self.config(job.method, job.size.r, job.size.n_skills).scale("")
-        return job.multiple * TrainingConfig().learning_rates(scale)["skills"], scale
+        """The learning rate of the experts, and the adapter's scale."""
+        config = self.config(job.method, job.size.r, job.size.n_skills)
+        return job.multiple * learning_rate(config), config.scale("")
 
     def recipe(self, job: Job) -> Recipe:
         """The run as `polymoe train` would be told it; its data hold no test part."""
@@ -260,8 +231,9 @@ class Ladder:
         folder = self.folder(job)
         if not (folder / "summary.json").exists():
             resume = (folder / "recipe.yaml").exists()
-            self.recipe(job).trainer(folder, progress=None).train(resume=resume)
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            self.recipe(job).train(folder, resume=resume, progress=None)
+            for checkpoints in list(folder.rglob("checkpoints")):
+                shutil.rmtree(checkpoints)
         summary = self.read(job, "summary")
         line = (
             f"{job.name}: validation {100 * summary['evaluation']['mean']['accuracy']:.1f}, "

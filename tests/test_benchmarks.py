@@ -84,6 +84,15 @@ def test_table_is_made_once_and_goes_on(methods, options, capsys):
     assert len(content(more)["same rank"]["rows"]) == 3
 
 
+def test_a_method_of_two_stages_counts_the_larger(methods, options):
+    some = methods.replace(options, methods=("mhr", "mhr-z"), seeds=(0,), grid=(1.0,))
+    assert methods.main(some) == 0
+    for mhr, after in (table["rows"] for table in content(some).values()):
+        assert after["size"] == mhr["size"] and after["mean"] is not None
+        assert after["trained"] < mhr["trained"]
+    assert not list((Path(options.output) / "runs").rglob("checkpoints"))
+
+
 def test_test_parts_are_read_for_the_chosen_rate_alone(methods, options):
     methods.main(options)
     out = Path(options.output)
@@ -151,7 +160,7 @@ def test_a_run_is_in_one_hand_at_a_time(methods, options):
 
 
 def test_nearest_size_to_a_budget(methods):
-    nearest = sys.modules["benchmarks.ladder"].nearest
+    nearest = sys.modules["benchmarks.sizes"].nearest
 
     def count(r, skills):
         return 100 * r * (skills or 4)
@@ -160,6 +169,7 @@ def test_nearest_size_to_a_budget(methods):
     assert nearest(count, 10**9, 4) == (128, None)
     assert nearest(count, 290, 4) == (1, 3)
     assert nearest(count, 1, 4) == (1, 2)
+    assert nearest(lambda r, skills: 50, 1300, 4, rank=16) == (16, None)
     assert nearest(lambda r, skills: count(r, skills) if r % 2 == 0 else None, 1300, 4) == (4, None)
     with pytest.raises(ValueError, match="rank: expected one that the method takes"):
         nearest(lambda r, skills: None, 1300, 4)

@@ -235,7 +235,9 @@ class Trainer:
         if state.best_step not in (None, state.step):
             load_parameters(self.folder.checkpoints / f"step-{state.best_step}", self.parameters)
         split: Literal["valid", "test"] = "test" if len(self.test_split) else "valid"
-        evaluation = self._evaluate("test") if len(self.test_split) else state.validation
+        evaluation = None if len(self.test_split) else state.validation  # with these very weights
+        if evaluation is None and len(self.test_split) + len(self.valid_split):
+            evaluation = self._evaluate(split)
         replace_folder(self.folder.adapter, self._save_adapter)
         summary = summarize_run(self, evaluation, split)
         self.folder.write_summary(summary)
