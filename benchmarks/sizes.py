@@ -10,8 +10,8 @@ from polymoe.adapters.methods import METHODS
 
 @dataclass(frozen=True)
 class Size:
-    """An adapter's rank, its number of skills (None: the method's own), and what it trains; of two stages, the
-    larger number.
+    """An adapter's rank, its number of skills (None: the method's own), and what it trains; of two stages,
+    the larger number.
     """
 
     r: int
