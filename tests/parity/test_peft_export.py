@@ -1,0 +1,177 @@
+"""Exports, conversions and merges against PEFT: what it makes of our folders, and its merges of the same
+LoRAs."""
+
+import warnings
+
+import numpy as np
+import pytest
+from real import minilm_folder
+from tiny_bert import write_bert
+
+from polymoe.adapters import adapt
+from polymoe.interop.convert import read_lora
+from polymoe.interop.export import export_task, shipped_texts
+from polymoe.interop.merge import dare, merge
+from polymoe.models import load_base
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # PEFT asks transformers by it
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings(OLD_NAME)]
+
+TEXTS = ["the cat sees a small dog", "red house", "a big blue dog walks ."]
+METHODS = {
+    "lora": {"rank_pattern": {"value": 3}, "alpha_pattern": {"query": 5}},
+    "lora, rsLoRA": {"use_rslora": True, "rank_pattern": {"value": 3}},
+    "private": {},
+    "poly": {"lora_alpha": 3},
+    "mhr": {"n_splits": 2, "target_modules": "all-linear"},
+    "mhr-mu": {},
+    "c-poly": {},
+    "tlora": {},
+    "tensorpoly-ii": {"order": 2},
+}
+
+
+def torch_bert(folder):
+    return transformers.BertModel.from_pretrained(
+        folder, attn_implementation="eager", add_pooling_layer=False, dtype=torch.float32
+    ).eval()
+
+
+def hidden(model, base, texts):
+    """Hidden states of the texts by a torch model, one text after the other [N, D]."""
+    tokens = base.tokenizer.encode(texts)
+    found = []
+    for i in range(len(texts)):
+        ids, _ = tokens.take(np.array([i]))
+        found.append(model(input_ids=torch.tensor(ids)[None]).last_hidden_state[0].detach().numpy())
+    return np.concatenate(found)
+
+
+def ours(model, texts, task):
+    """The same of an adapted model of ours."""
+    tokens = model.base.tokenizer.encode(texts)
+    token_ids, cu_seqlens = tokens.take(np.arange(len(texts)))
+    from polymoe.batch import Batch
+
+    ids = np.full(len(texts), model.tasks.id(task))
+    return np.asarray(model(Batch(cu_seqlens, token_ids, task_ids=ids)).data)
+
+
+def make(base, method, **options):
+    options = {"r": 2} | options | ({} if method.startswith("t") else {"init_weights": False})
+    model = adapt(base, method, ["a", "b"], **options)
+    rng = np.random.default_rng(0)
+    for name, p in model.adapter_parameters():
+        if "router" in name:
+            p.data[...] = rng.normal(size=p.shape)
+    return model
+
+
+def from_peft(folder, path, **options):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", category=UserWarning)  # keys that do not fit
+        return peft.PeftModel.from_pretrained(torch_bert(folder), path, **options).eval()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_peft_computes_of_an_export_what_the_model_does(tmp_path, method):
+    folder = write_bert(tmp_path / "base", pooling="mean_tokens")
+    base = load_base(folder)
+    model = make(base, method.split(",")[0], **METHODS[method])
+    export_task(model, "b", "peft", tmp_path / "out", texts=TEXTS)
+    found = hidden(from_peft(folder, tmp_path / "out"), base, TEXTS)
+    np.testing.assert_allclose(found, ours(model, TEXTS, "b"), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("to", ["peft", "merged"])
+def test_an_export_of_minilm_gives_the_same_in_transformers(tmp_path, to):
+    folder = minilm_folder()
+    base = load_base(folder)
+    model = make(base, "mhr", n_splits=4, r=8, target_modules="all-linear")
+    export_task(model, "b", to, tmp_path / "out", texts=shipped_texts()[:8])
+    there = from_peft(folder, tmp_path / "out") if to == "peft" else torch_bert(tmp_path / "out")
+    texts = shipped_texts()[8:16]
+    found, expected = hidden(there, base, texts), ours(model, texts, "b")
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_a_lora_of_pefts_loads_here(tmp_path, rslora):
+    folder = write_bert(tmp_path / "base", pooling="mean_tokens")
+    base = load_base(folder)
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, use_rslora=rslora, target_modules=["query", "dense"], init_lora_weights=False,
+        rank_pattern={"dense": 3}, alpha_pattern={"layer.1.output.dense": 2}, task_type="FEATURE_EXTRACTION",
+    )  # fmt: skip
+    theirs = peft.get_peft_model(torch_bert(folder), config).eval()
+    theirs.save_pretrained(tmp_path / "lora")
+    from polymoe.interop.peft import load_adapter
+
+    model = load_adapter(base, tmp_path / "lora", tasks=["a"])
+    np.testing.assert_allclose(ours(model, TEXTS, "a"), hidden(theirs, base, TEXTS), rtol=0, atol=1e-5)
+    model.save_adapter(tmp_path / "again")
+    again = from_peft(folder, tmp_path / "again")
+    np.testing.assert_allclose(hidden(again, base, TEXTS), hidden(theirs, base, TEXTS), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [0.7, 0.2, -0.5]])
+@pytest.mark.parametrize(
+    ("method", "theirs", "options"),
+    [
+        ("linear", "linear", {}),
+        ("cat", "cat", {}),
+        ("svd", "svd", {}),
+        ("svd", "svd", {"rank": 2}),
+        ("ties", "ties", {"density": 0.5}),
+    ],
+)
+def test_merges_are_those_of_peft(tmp_path, method, theirs, options, weights):
+    folder = write_bert(tmp_path / "base")
+    names = ["one", "two", "three"]
+    model = None
+    for i, name in enumerate(names):
+        torch.manual_seed(i)
+        config = peft.LoraConfig(
+            r=3, lora_alpha=4 + i, target_modules=["query", "dense"], init_lora_weights=False
+        )
+        if model is None:
+            model = peft.get_peft_model(torch_bert(folder), config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+    model.save_pretrained(tmp_path / "loras")
+    their_options = {"svd_rank": options.get("rank"), "density": options.get("density")}
+    model.add_weighted_adapter(names, weights, "sum", combination_type=theirs, **their_options)
+    loras = [read_lora(tmp_path / "loras" / name) for name in names]
+    modules = dict(model.base_model.model.named_modules())
+    order = [name for name in modules if name in loras[0].pairs]
+    loras = [type(lora)({name: lora.pairs[name] for name in order}) for lora in loras]
+    found = merge(loras, weights, method, **options).lora
+    for name in order:
+        expected = modules[name].get_delta_weight("sum").detach().numpy()
+        np.testing.assert_allclose(found.pairs[name].update(), expected, rtol=0, atol=1e-5, err_msg=name)
+
+
+class Draws:
+    """PEFT's random choice as uniform numbers: 0 where torch keeps an entry, 1 where it does not."""
+
+    def __init__(self, density):
+        torch.manual_seed(0)
+        self.density = density
+
+    def random(self, shape):
+        return 1 - torch.bernoulli(torch.full(shape, self.density)).numpy()
+
+
+def test_dare_is_that_of_peft():
+    from peft.utils.merge_utils import dare_linear
+
+    arrays = np.random.default_rng(0).normal(size=(3, 20, 30)).astype(np.float32)
+    weights = np.array([0.7, 0.2, -0.5], np.float32)
+    found = dare(arrays, weights, 0.6, Draws(0.6))
+    torch.manual_seed(0)
+    expected = dare_linear([torch.tensor(a) for a in arrays], torch.tensor(weights), 0.6).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
