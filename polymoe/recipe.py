@@ -12,8 +12,9 @@ from typing import Any, Literal
 import tyro
 import yaml
 
-from polymoe.adapters import METHODS, AdaptedModel, configure
+from polymoe.adapters import AdaptedModel, configure
 from polymoe.adapters.experts import EXPERTS
+from polymoe.adapters.methods import find_method
 from polymoe.adapters.start import INHERITED
 from polymoe.data import read_tasks
 from polymoe.models import load_base
@@ -55,18 +56,34 @@ class AdapterOptions:
     """Probability that a gate is 0 in training."""
     average_correction: bool | None = None
     """Multiply gates by sqrt(n_splits / n_skills) instead of dividing by their sum."""
+    router_granularity: Literal["linear", "block", "model"] | None = None
+    """A router for each layer, or one that those of a block or of the model share."""
     init: Literal["peft", "mttl", "tlora"] | None = None
     """Whose initial values the skills get."""
     router: str | None = None
     """Another router than the method's: constant, uniform, one_hot, given, task_table, common_specific,
-    content_softmax, latent_tasks, token_softmax.
+    task_types, content_softmax, latent_tasks, token_softmax.
     """
     experts: str | None = None
-    """Other experts than the method's: lora, shared_A, tensor."""
-    mixing: Literal["factors", "outputs", "leaves"] | None = None
-    """Mix the experts' factors, their outputs, or the leaves of tensors."""
+    """Other experts than the method's: lora, shared_A, tensor; at the site feed_forward: feed_forward (whole
+    copies), feed_forward_lora, bottleneck.
+    """
+    site: Literal["linear", "feed_forward"] | None = None
+    """What is adapted: linear layers, or whole feed-forwards."""
+    train_experts: bool | None = None
+    """Without it, experts stay as they start (with init_from)."""
+    mixing: Literal["factors", "outputs", "leaves", "gated"] | None = None
+    """Mix the experts' factors, their outputs, the leaves of tensors, or the outputs by a gate (alter)."""
     task_skills: tuple[str, ...] | None = None
     """A word of 0 and 1 for each task: its skills, said by hand (router given)."""
+    task_types: tuple[str, ...] | None = None
+    """The type of each task, in their order (alter)."""
+    boost: float | None = None
+    """How much more of the experts that are a type's own at the start (alter)."""
+    renormalize: bool | None = None
+    """Divide the weights that top_k keeps by their sum (router task_types)."""
+    n_shared: int | None = None
+    """Experts that belong to all, beside those of the types (alter)."""
     n_specific: int | None = None
     """Pairs of each task's own (c-poly)."""
     specific: Literal["learned_row", "diagonal", "fixed"] | None = None
@@ -212,7 +229,7 @@ class Recipe:
     @property
     def _after(self) -> str | None:
         """The method whose adapter this one starts from."""
-        return METHODS[configure(self.method).method].after
+        return find_method(self.method).after
 
     def _first(self) -> Recipe | None:
         """The recipe of the first stage, if there is one: sizes and places are decided there."""

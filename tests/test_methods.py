@@ -12,8 +12,9 @@ from training_base import base_folder, classes
 
 from polymoe import tape
 from polymoe.adapters import METHODS, adapt, configure
+from polymoe.adapters.inject import sites
 from polymoe.adapters.layers import formula, n_parameters
-from polymoe.adapters.parts import Site
+from polymoe.adapters.routers import ROUTERS
 from polymoe.batch import Batch
 from polymoe.interop.peft import load_adapter
 from polymoe.models import load_base
@@ -22,7 +23,20 @@ from polymoe.models.bert import Bert, BertConfig
 TASKS = ("a", "b", "c")
 # Small, and nothing random left out: B starts random, so that everything has a gradient.
 FIELDS = {"r": 2, "target_modules": ("query", "dense")}
-VARIANTS = {name: {} for name in METHODS} | {
+TYPES = {"task_types": ("one", "other", "one")}
+NEEDED = {name: TYPES if ROUTERS[row.preset["router"]].needs_types else {} for name, row in METHODS.items()}
+FEED_FORWARD = {"site": "feed_forward", "mixing": "outputs"}
+VARIANTS = NEEDED | {
+    "alter-stage-1 renormalized": TYPES | {"top_k": 2, "renormalize": True, "n_skills": 4},
+    "alter lora": TYPES | {"experts": "feed_forward_lora"},
+    "alter bottleneck": TYPES | {"experts": "bottleneck", "n_shared": 1},
+    "alter orchmoe": {"router": "latent_tasks", "top_k": None, "gate": "sigmoid", "noise": "per_example"},
+    "molora bottleneck": FEED_FORWARD
+    | {"experts": "bottleneck", "top_k": 2, "n_skills": 3, "lora_alpha": None},
+    "private feed-forwards": FEED_FORWARD | {"experts": "feed_forward_lora"},
+    "smear feed-forwards": FEED_FORWARD | {"experts": "feed_forward", "n_skills": 3},
+    "lora bottleneck": FEED_FORWARD | {"experts": "bottleneck"},
+    "poly feed-forwards": FEED_FORWARD | {"experts": "feed_forward_lora", "noise": "per_task"},
     "c-poly factors": {"mixing": "factors", "n_splits": 2},
     "c-poly diagonal": {"specific": "diagonal", "n_specific": 2},
     "c-poly fixed": {"specific": "fixed"},
@@ -54,9 +68,16 @@ def base32(tmp_path_factory):
 
 def make(base, variant, **fields):
     method = variant.split()[0]
-    experts = VARIANTS[variant].get("experts", configure(method).experts)
-    random_B = {} if experts == "tensor" else {"init_weights": False}
-    return adapt(base, method, TASKS, **(FIELDS | random_B | VARIANTS[variant] | fields))
+    settings = METHODS[method].preset | VARIANTS[variant]
+    random_B = {} if settings.get("experts") == "tensor" else {"init_weights": False}
+    if settings.get("site") == "feed_forward":
+        random_B["target_modules"] = ("feed_forward",)
+        fields.pop("lora_dropout", None)
+    model = adapt(base, method, TASKS, **(FIELDS | random_B | VARIANTS[variant] | fields))
+    for name, p in model.adapter_parameters():  # copies that are all alike hide what they are used for
+        if name.endswith("_weight") and ".experts." in name:
+            p.data += np.random.default_rng(0).normal(size=p.shape).astype(p.data.dtype) * 0.1
+    return model
 
 
 def batch(step=3):
@@ -114,13 +135,9 @@ def test_a_saved_adapter_gives_the_same_bits_in_a_fresh_model(base32, variant, t
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parameters_are_counted_without_weights(base32, variant):
     model = make(base32, variant)
-    sites = [
-        Site(name, m.in_features, m.out_features, len(TASKS))
-        for name, m in base32.named_modules()
-        if name in model.adapter.layers
-    ]
-    assert len(sites) == len(model.adapter.layers)
-    assert n_parameters(model.config, sites) == model.get_nb_trainable_parameters()[0]
+    found = sites(base32, model.config, len(TASKS))
+    assert [site.name for site in found] == list(model.adapter.layers)
+    assert n_parameters(model.config, found) == model.get_nb_trainable_parameters()[0]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -156,6 +173,8 @@ def test_every_method_trains_from_the_command_line(method, tmp_path, capsys):
     (tmp_path / "data").mkdir()
     data = write_tasks(tmp_path / "data", classes())
     flags = ["--base", base, "--data", data, "--method", method, "--epochs", "1", "--r", "2"]
+    if "task_types" in NEEDED[method]:
+        flags += ["--task-types", "one", "other"]
     assert call("train", *flags, "--output", out, "--json") == 0
     summary = json.loads(capsys.readouterr().out)
     assert call("evaluate", out, "--json") == 0

@@ -12,13 +12,13 @@ from polymoe.adapters.routers import ROUTERS
 LETTERS = (
     "D, O: width in and out of a layer; r: rank; S: skills; T: tasks; Q: heads (n_splits); I: latent tasks; "
     "n_B: pairs of each task's own (n_specific); m_D, m_O: columns of a leaf, the order-th root of D or O, "
-    "rounded up"
+    "rounded up; K: types of tasks; F: width within a feed-forward; M: shared experts"
 )
 
 
 def catalog(base: Any = None, n_tasks: int = 8, **overrides: Any) -> list[dict[str, Any]]:
-    """A row for each method: its name, title, source, parts and sizes, what it ``needs`` ("task ids" or
-    "nothing"), the method that it comes ``after``, whose trained adapter it starts from, and the
+    """A row for each method: its name, title, source, parts and sizes, what it ``needs`` ("task ids", "task
+    types" or "nothing"), the method that it comes ``after``, whose trained adapter it starts from, and the
     ``formula`` of the parameters that it trains in a layer, as text.
 
     With a ``base`` also their number there, ``parameters``, for ``n_tasks`` tasks. ``overrides``: of every
@@ -28,7 +28,9 @@ def catalog(base: Any = None, n_tasks: int = 8, **overrides: Any) -> list[dict[s
         raise ValueError(f"n_tasks: expected at least 1, got {n_tasks}")
     rows = []
     for name, method in METHODS.items():
-        config = configure(name, **overrides)
+        router = ROUTERS[METHODS[name].preset["router"]]
+        types = {"task_types": [f"type {i % 3}" for i in range(n_tasks)]} if router.needs_types else {}
+        config = configure(name, **types, **overrides)
         row: dict[str, Any] = {
             "method": name,
             "aliases": list(method.aliases),
@@ -36,7 +38,7 @@ def catalog(base: Any = None, n_tasks: int = 8, **overrides: Any) -> list[dict[s
             "source": method.source,
             **{part: getattr(config, part) for part in ("router", "experts", "mixing", "site")},
             **{size: getattr(config, size) for size in ("r", "n_skills", "n_splits")},
-            "needs": "task ids" if ROUTERS[config.router].needs_tasks else "nothing",
+            "needs": "task types" if router.needs_types else "task ids" if router.needs_tasks else "nothing",
             "after": method.after,
             "formula": formula(config),
         }

@@ -19,8 +19,11 @@ Pooling = Literal["mean", "attention"]
 Specific = Literal["learned_row", "diagonal", "fixed"]
 Granularity = Literal["linear", "block", "model"]
 
-MIXINGS = ("factors", "outputs", "leaves")
+MIXINGS = ("factors", "outputs", "leaves", "gated")
 SITES = ("linear", "feed_forward")
+FLAGS = (
+    "use_rslora", "average_correction", "stop_router_gradient", "zero_start", "train_experts", "renormalize",
+)  # fmt: skip
 GATES = ("sigmoid", "straight_through", "softmax", "l2")
 
 
@@ -76,6 +79,10 @@ class AdapterConfig:
     average_correction: bool = False
     n_skills_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
     task_skills: tuple[str, ...] | None = None
+    task_types: tuple[str, ...] | None = None
+    boost: float = 0.1
+    renormalize: bool = False
+    n_shared: int = 0
     n_specific: int = 1
     specific: Specific = "learned_row"
     ibp_prior: float = 0.0
@@ -95,6 +102,7 @@ class AdapterConfig:
             "layers_to_transform",
             "layers_pattern",
             "task_skills",
+            "task_types",
         ):
             if isinstance(value := getattr(self, name), list | set | frozenset):
                 object.__setattr__(self, name, tuple(sorted(value) if not isinstance(value, list) else value))
@@ -146,21 +154,17 @@ class AdapterConfig:
             _positive_number(f"alpha_pattern[{key!r}]", alpha)
         if self.top_k is not None:
             _positive_int("top_k", self.top_k)
+        if self.n_shared != 0:
+            _positive_int("n_shared", self.n_shared)
         for name in ("lora_dropout", "gate_dropout", "lora_A_dropout"):
             if not _is_number(p := getattr(self, name)):
                 raise TypeError(f"{name}: expected a number, got {p!r}")
             if not 0 <= p < 1:
                 raise ValueError(f"{name}: expected 0 <= p < 1, got {p}")
-        for name in ("ibp_prior", "balance_loss"):
+        for name in ("ibp_prior", "balance_loss", "boost"):
             if getattr(self, name) != 0:
                 _positive_number(name, getattr(self, name))
-        for name in (
-            "use_rslora",
-            "average_correction",
-            "stop_router_gradient",
-            "zero_start",
-            "train_experts",
-        ):
+        for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}")
 

@@ -72,10 +72,13 @@ class AdapterLayer(Module):
 def site_of(module: Any, name: str, n_tasks: int, seed: int = 0) -> Site:
     """What parts need to know of a linear layer or a feed-forward."""
     if isinstance(module, FeedForward):
-        up, down = module.up, module.down
-        return Site(name, up.in_features, down.out_features, n_tasks, seed, up.weight.dtype,
-                    up.out_features, module)  # fmt: skip
-    return Site(name, module.in_features, module.out_features, n_tasks, seed, module.weight.dtype, 0, module)
+        linears = [(part, getattr(module, part)) for part in module.projections]
+        projections = tuple((part, m.in_features, m.out_features, m.bias is not None) for part, m in linears)
+        n_in, n_out, dtype = projections[0][1], projections[-1][2], linears[0][1].weight.dtype
+        return Site(name, n_in, n_out, n_tasks, seed, dtype, projections, module)
+    return Site(
+        name, module.in_features, module.out_features, n_tasks, seed, module.weight.dtype, module=module
+    )
 
 
 def make_layer(
@@ -108,6 +111,8 @@ def formula(config: AdapterConfig) -> str:
     router, experts = ROUTERS[config.router], EXPERTS[config.experts]
     count = "" if router.count == "1" else f"{router.count} "
     terms = [experts.formula.replace("S ", count) if config.train_experts else "0", router.formula]
+    if config.mixing == "gated":
+        terms.append(experts.gate_formula)
     heads = " order" if config.mixing == "leaves" else " Q" if config.n_heads > 1 else ""
     terms = [term.replace(" Q", heads) for term in terms if term != "0"]
     if router.formula != "0" and config.router_granularity != "linear":

@@ -21,8 +21,9 @@ Shapes = dict[str, tuple[int, ...]]
 @dataclass(frozen=True)
 class Site:
     """What parts are made for, a linear layer or a feed-forward: its name, which keys all randomness, its
-    width D and O (and that between, of a feed-forward), how many tasks there are; ``module`` is the layer
-    itself, None where parameters are only counted."""
+    width D and O, how many tasks there are. Of a feed-forward also ``projections``, (name, width in, width
+    out, whether there is a bias) of each. ``module`` is the layer itself, None where parameters are only
+    counted."""
 
     name: str
     n_in: int
@@ -30,7 +31,7 @@ class Site:
     n_tasks: int = 0
     seed: int = 0
     dtype: Any = np.float32
-    n_hidden: int = 0
+    projections: tuple[tuple[str, int, int, bool], ...] = ()
     module: Any = None
 
     def uniform(self, part: str, shape: tuple[int, ...], bound: float, group: str) -> Parameter:
@@ -46,13 +47,15 @@ class Site:
 class Router(Module):
     """Who decides which experts are used, and how much of each: ``router(batch, x) -> Routing``.
 
-    ``axis``: of its routings. ``needs_tasks``: it goes by task id. ``fields``: those of the configuration
+    ``axis``: of its routings. ``needs_tasks``: it goes by task id; ``needs_types``: by the type that the
+    configuration gives each task. ``fields``: those of the configuration
     that it alone reads. ``count``: how many experts it chooses from and ``formula``: how many parameters it
     has, as people write them. Made from ``(config, site)``.
     """
 
     axis: Literal["group", "example", "token"] = "group"
     needs_tasks = False
+    needs_types = False
     fields: frozenset[str] = frozenset()
     count = "S"
     formula = "0"
@@ -92,14 +95,16 @@ class Experts(Module):
     of x with them; what they add alone where ``module`` is None.
 
     ``site``: what kind of module they are made for; ``usual_targets``: which modules a recipe adapts when it
-    does not say, None for the base's own default. ``fields`` and ``formula`` as :class:`Router` has them;
-    in the formula S stands for the number of experts. Made from ``(config, n_experts, site)``.
+    does not say, None for the base's own default. ``fields`` and ``formula`` as :class:`Router` has them; in
+    the formula S stands for the number of experts, and ``gate_formula`` is what the mixing "gated" adds. Made
+    from ``(config, n_experts, site)``.
     """
 
     site: ClassVar[str] = "linear"
     usual_targets: ClassVar[str | None] = None
     fields: frozenset[str] = frozenset()
     formula = "0"
+    gate_formula = "0"
 
     def __init__(self, config: AdapterConfig, n_experts: int, site: Site) -> None:
         self.name, self.n_experts = site.name, n_experts

@@ -3,6 +3,7 @@
 from polymoe.adapters.by_content import ContentSoftmax, LatentTasks
 from polymoe.adapters.by_task import CommonSpecific, Constant, Given, OneHot, TaskTable, Uniform
 from polymoe.adapters.by_token import TokenSoftmax
+from polymoe.adapters.by_type import TaskTypes
 from polymoe.adapters.parts import Router
 
 ROUTERS: dict[str, type[Router]] = {
@@ -12,6 +13,7 @@ ROUTERS: dict[str, type[Router]] = {
     "given": Given,
     "task_table": TaskTable,
     "common_specific": CommonSpecific,
+    "task_types": TaskTypes,
     "content_softmax": ContentSoftmax,
     "latent_tasks": LatentTasks,
     "token_softmax": TokenSoftmax,

@@ -14,6 +14,7 @@ from polymoe.adapters.methods import configure
 INHERITED = (
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "r", "rank_pattern",
     "lora_alpha", "alpha_pattern", "n_skills", "n_skills_pattern", "n_splits", "temperature",
+    "experts", "site", "task_types",
 )  # fmt: skip
 """What the first stage decides for the second: sizes, places, tasks."""
 

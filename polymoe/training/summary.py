@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 ADAPTER_SETTINGS = (
     "target_modules", "exclude_modules", "layers_to_transform", "r", "n_skills", "n_splits", "lora_alpha",
     "lora_dropout", "temperature", "noise", "gate", "gate_dropout", "average_correction", "init",
-    "router", "experts", "mixing", "task_skills", "n_specific", "specific", "ibp_prior",
-    "n_latent_tasks", "pooling", "stop_router_gradient", "top_k", "balance_loss", "lora_A_dropout",
-    "order", "zero_start",
+    "router", "router_granularity", "experts", "site", "train_experts", "mixing", "task_skills", "task_types",
+    "boost", "renormalize", "n_shared", "n_specific", "specific", "ibp_prior", "n_latent_tasks", "pooling",
+    "stop_router_gradient", "top_k", "balance_loss", "lora_A_dropout", "order", "zero_start",
 )  # fmt: skip
 
 
