@@ -13,6 +13,7 @@ from polymoe._core import get_isa, get_num_threads, isas, openmp, release_memory
 from polymoe.adapters import AdaptedModel, AdapterConfig, adapt, adapt_linear
 from polymoe.batch import Batch, Routing, TaskRegistry
 from polymoe.data import read_tasks
+from polymoe.functional import batch_invariant, get_batch_invariant, set_batch_invariant
 from polymoe.interop.peft import load_adapter
 from polymoe.models import load_base
 from polymoe.training import Trainer, TrainingConfig, load_run
@@ -27,6 +28,8 @@ __all__ = [
     "TrainingConfig",
     "adapt",
     "adapt_linear",
+    "batch_invariant",
+    "get_batch_invariant",
     "get_isa",
     "get_num_threads",
     "isas",
@@ -36,6 +39,7 @@ __all__ = [
     "openmp",
     "read_tasks",
     "release_memory",
+    "set_batch_invariant",
     "set_isa",
     "set_num_threads",
 ]

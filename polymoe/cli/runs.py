@@ -47,6 +47,8 @@ class Evaluate:
     """Part of the data: train, valid or test."""
     base: str | None = None
     """Where the base is now, if it has moved."""
+    batch_invariant: bool = False
+    """Every text gives the same bits whatever the others are."""
     json: bool = False
     """Print the evaluation as JSON."""
 
@@ -65,6 +67,8 @@ class Predict:
     """Outputs to choose from (objective match), in place of the task's own."""
     base: str | None = None
     """Where the base is now, if it has moved."""
+    batch_invariant: bool = False
+    """Every text gives the same bits whatever the others are."""
     json: bool = False
     """Print a JSON object per line: input, output, score and the scores of all choices."""
 
@@ -150,7 +154,8 @@ def demo(argv: Sequence[str]) -> None:
 def evaluate(argv: Sequence[str]) -> None:
     """Evaluate a run."""
     options = parse_flags(Evaluate, argv, "evaluate")
-    evaluation = load_run(options.run, options.base).evaluate(options.data, options.split, options.tasks)
+    with polymoe.batch_invariant(options.batch_invariant or None):
+        evaluation = load_run(options.run, options.base).evaluate(options.data, options.split, options.tasks)
     if options.json:
         print_json(evaluation)
     else:
@@ -163,7 +168,9 @@ def predict(argv: Sequence[str]) -> None:
     run = load_run(options.run, options.base)
     run.model.tasks.id(options.task)  # an unknown task is told before stdin is waited for
     texts = list(options.input) or [line.rstrip("\r\n") for line in sys.stdin]
-    for text, prediction in zip(texts, run.predict(texts, options.task, options.candidates), strict=True):
+    with polymoe.batch_invariant(options.batch_invariant or None):
+        predictions = run.predict(texts, options.task, options.candidates)
+    for text, prediction in zip(texts, predictions, strict=True):
         if options.json:
             print_json({"input": text, **asdict(prediction)}, indent=None)
         else:

@@ -27,6 +27,7 @@ from polymoe.functional.elementwise import (
 )
 from polymoe.functional.expert_dense import expert_dense, expert_dense_backward
 from polymoe.functional.gather import embedding, embedding_backward, mean_pool, mean_pool_backward
+from polymoe.functional.invariance import batch_invariant, get_batch_invariant, set_batch_invariant
 from polymoe.functional.linear import PackedWeight, linear, linear_backward
 from polymoe.functional.loss import cross_entropy, cross_entropy_backward, mse, mse_backward
 from polymoe.functional.mix import mix, mix_backward
@@ -67,6 +68,7 @@ __all__ = [
     "attention_pool_backward",
     "balance_loss",
     "balance_loss_backward",
+    "batch_invariant",
     "concat",
     "concat_backward",
     "cross_entropy",
@@ -81,6 +83,7 @@ __all__ = [
     "expert_dense_backward",
     "gelu",
     "gelu_backward",
+    "get_batch_invariant",
     "global_norm",
     "ibp_loss",
     "ibp_loss_backward",
@@ -111,6 +114,7 @@ __all__ = [
     "rope_backward",
     "scale_by",
     "scale_by_backward",
+    "set_batch_invariant",
     "silu",
     "silu_backward",
     "softmax_router",

@@ -9,6 +9,7 @@ import numpy as np
 
 from polymoe import _core
 from polymoe.functional._arrays import Array, index, like, like_or_none, real, wants
+from polymoe.functional.invariance import get_batch_invariant
 
 Formulation = Literal["auto", "mix", "concat"]
 Mixing = Literal["factors", "outputs"]
@@ -143,8 +144,8 @@ def linear(
         scale: of the low-rank term.
         formulation: of mixing factors. "mix" makes one pair per group; "concat" puts all experts side by side
             and weights them in the rank space (one head only), which is faster for few tokens per group;
-            "auto" chooses by their number. With one of the first two an example gives the same bits in any
-            batch.
+            "auto" chooses by their number, unless the mode of :func:`set_batch_invariant` is on: then it is
+            "mix". With one of the first two an example gives the same bits in any batch.
         mixing: "outputs" sums what the experts make of x, with one head: their ranks lie side by side.
         ids: [G, k], with mixing "outputs": the experts that ``weights`` [G, k] belong to. Only these are
             computed, the others are not touched.
@@ -173,7 +174,8 @@ def linear(
         for a, name in ((ids, "ids"), (adapter_ids, "adapter_ids"), (cu_seqlens, "cu_seqlens"))
     )
     form = CONCAT if formulation == "concat" else MIX
-    if formulation == "auto" and weights is not None and weights.ndim == 3 and weights.shape[1] == 1:
+    chooses = formulation == "auto" and not get_batch_invariant()
+    if chooses and weights is not None and weights.ndim == 3 and weights.shape[1] == 1:
         form = CONCAT if len(x) < CONCAT_BELOW * len(weights) else MIX
     if mixing == "outputs":
         form = OUTPUTS

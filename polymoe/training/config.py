@@ -66,6 +66,10 @@ class TrainingConfig:
     """Of ``sampling="temperature"``."""
     seed: int = 0
     """Of the order of the examples and of all noise."""
+    batch_invariant: bool = False
+    """What the model gives for a text is the same to the last bit in any batch; see
+    :func:`polymoe.set_batch_invariant`.
+    """
 
     eval_steps: int | None = None
     """Optimiser steps between evaluations on the validation split; None evaluates after every epoch."""
@@ -99,6 +103,8 @@ class TrainingConfig:
         _integer("max_steps", self.max_steps, -1)
         _integer("warmup_steps", self.warmup_steps, 0)
         _integer("seed", self.seed, 0)
+        if not isinstance(self.batch_invariant, bool):
+            raise TypeError(f"batch_invariant: expected True or False, got {self.batch_invariant!r}")
         if self.learning_rate is not None:
             _number("learning_rate", self.learning_rate, 0.0, math.inf)
         for name in (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polymoe.adapters import AdaptedModel
+from polymoe.functional import batch_invariant
 from polymoe.models import load_base
 from polymoe.training.folder import RunFolder
 from polymoe.training.metrics import Evaluation
@@ -18,7 +19,8 @@ from polymoe.training.tasks import as_tasks
 
 @dataclass(frozen=True)
 class Run:
-    """``model`` with the run's adapter, its ``objective``, and the ``recipe`` it was made by."""
+    """``model`` with the run's adapter, its ``objective``, and the ``recipe`` it was made by. A run that was
+    trained batch-invariant evaluates and predicts so."""
 
     path: Path
     model: Any
@@ -41,10 +43,9 @@ class Run:
                     f"data: expected a folder or tasks ({self.path} does not say where its own are), got None"
                 )
             tasks = self.recipe.get("tasks") if tasks is None else tasks
-        seed = self.recipe.get("training", {}).get("seed", 0)
-        return self.objective.evaluate(
-            self.model, self.objective.encode(self.model, as_tasks(data, tasks, seed), split)
-        )
+        encoded = self.objective.encode(self.model, as_tasks(data, tasks, self._setting("seed", 0)), split)
+        with batch_invariant(self._setting("batch_invariant") or None):
+            return self.objective.evaluate(self.model, encoded)
 
     def predict(
         self, texts: Sequence[str], task: str | Sequence[str], candidates: Sequence[str] | None = None
@@ -52,7 +53,11 @@ class Run:
         """The output for each text, of one task or of one task each; ``candidates``: what ``match`` chooses
         from.
         """
-        return self.objective.predict(self.model, texts, task, candidates)
+        with batch_invariant(self._setting("batch_invariant") or None):
+            return self.objective.predict(self.model, texts, task, candidates)
+
+    def _setting(self, name: str, default: Any = None) -> Any:
+        return self.recipe.get("training", {}).get(name, default)
 
 
 def load_run(path: str | os.PathLike[str], base: Any = None) -> Run:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from polymoe.adapters.methods import learning_rate
+from polymoe.functional import batch_invariant
 from polymoe.nn import FlatParameters
 from polymoe.tape import Tape, data_of
 from polymoe.training.callbacks import Callback, MetricsFile, Progress
@@ -122,7 +123,7 @@ class Trainer:
                 self.folder.clear()
             self.folder.write_recipe(self.recipe)
         try:
-            with Interrupt() as interrupt:
+            with Interrupt() as interrupt, batch_invariant(self.config.batch_invariant or None):
                 if self.zero_shot and self.state.zero_shot is None:
                     self.state.zero_shot = self._evaluate("test")
                 self._tell("on_train_begin")
