@@ -24,7 +24,8 @@ from polymoe.adapters.config import AdapterConfig
 from polymoe.adapters.experts import EXPERTS
 from polymoe.adapters.inject import sites
 from polymoe.adapters.layers import n_parameters
-from polymoe.adapters.methods import configure, learning_rate
+from polymoe.adapters.methods import configure, find_method, learning_rate
+from polymoe.adapters.routers import ROUTERS
 from polymoe.data import Example, has_labels, read_tasks
 from polymoe.data.order import shuffled
 from polymoe.files import read_json, write_bytes, write_json
@@ -42,11 +43,7 @@ LEFT_OUT = {
 
 KINDS = {"boolq": "qa", "cb": "nli", "rte": "nli", "wic": "wsd"}
 KINDS |= {"task363_sst2_polarity_classification": "sentiment", "task875_emotion_classification": "sentiment"}
-
-NEEDS: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
-    "alter": lambda tasks: {"task_types": [KINDS.get(task, task) for task in tasks]},
-}
-"""What some methods must be told about the tasks."""
+"""Types of the tasks, for the methods that go by them."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +128,9 @@ class Ladder:
 
     def needs(self, method: str) -> dict[str, Any]:
         """The settings that a method cannot do without."""
-        return NEEDS[method](self.settings.tasks) if method in NEEDS else {}
+        if not ROUTERS[find_method(method).preset["router"]].needs_types:
+            return {}
+        return {"task_types": [KINDS.get(task, task) for task in self.settings.tasks]}
 
     def rate(self, job: Job) -> tuple[float, float]:
         """The learning rate of the experts, and the adapter's scale."""

@@ -19,7 +19,8 @@ def test_presets_are_the_methods_parts():
     }
     assert configure("shared") == configure("lora")
     assert all(c.method == name and c.noise == "per_example" for name, c in parts.items())
-    assert all(configure(name).method == name for name in METHODS)
+    types = {"alter": {"task_types": ["a"]}, "alter-stage-1": {"task_types": ["a"]}}
+    assert all(configure(name, **types.get(name, {})).method == name for name in METHODS)
 
 
 def test_scale_is_alpha_over_the_rank_of_the_module():
@@ -71,7 +72,7 @@ def test_configure_changes_a_given_configuration():
             "poly",
             {"mixing": "sums"},
             ValueError,
-            "mixing: expected 'factors' or 'outputs' or 'leaves', got 'sums'",
+            "mixing: expected 'factors' or 'outputs' or 'leaves' or 'gated', got 'sums'",
         ),
         (
             "mhr",
