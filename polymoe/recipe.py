@@ -44,6 +44,12 @@ class AdapterOptions:
     """Heads (mhr)."""
     lora_alpha: float | None = None
     """The low-rank term is multiplied by lora_alpha / r."""
+    rank_pattern: dict[str, int] | None = None
+    """Other ranks for some modules: a name or regular expression, then the rank."""
+    alpha_pattern: dict[str, float] | None = None
+    """Another lora_alpha for some modules."""
+    n_skills_pattern: dict[str, int] | None = None
+    """Other numbers of experts for some modules (mosld's layers have 8, 6, 4, 2 of them)."""
     lora_dropout: float | None = None
     """Dropout of what enters the low-rank term."""
     temperature: float | None = None

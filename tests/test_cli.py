@@ -13,6 +13,7 @@ import yaml
 from training_base import base_folder, classes, texts
 
 from polymoe import cli
+from polymoe.training import load_run
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,15 @@ def test_a_recipe_is_overridden_by_flags(run, base, data, tmp_path, capsys):
     assert call("train", recipe, "--r", "2", "--output", tmp_path / "out", "--json") == 0
     written = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
     assert (written["method"], written["adapter"]["r"], written["training"]["seed"]) == ("lora", 2, 1)
+
+
+def test_patterns_are_flags_and_stay_in_the_recipe(base, data, tmp_path):
+    out, pattern = tmp_path / "run", {r"layer\.0\..*": 3, "dense": 2}
+    flags = ["--method", "mosld", "--n-skills-pattern", r"layer\.0\..*", "3", "dense", "2"]
+    assert call("train", "--base", base, "--data", data, "--epochs", "1", "--output", out, *flags) == 0
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["adapter"]["n_skills_pattern"] == pattern
+    layers = load_run(out).model.adapter.layers
+    assert [layers[f"encoder.layer.{i}.attention.self.query"].experts.n_experts for i in (0, 1)] == [3, 5]
 
 
 def test_info_tells_the_machine(capsys):
