@@ -71,9 +71,11 @@ def model(variant: str, dropout: float = 0.0) -> Any:
     config = tiny_config(max_position_embeddings=LONGEST)
     base = Bert.from_state(BertConfig.from_dict(config), tiny_state(config))
     method = variant.split()[0]
-    targets = EXPERTS[configure(method, **VARIANTS[variant]).experts].usual_targets
-    fields = {"target_modules": targets, "lora_dropout": dropout} | VARIANTS[variant]
-    made = adapt(base, method, TASKS, **fields)
+    config = configure(method, **VARIANTS[variant])
+    fields = {"target_modules": EXPERTS[config.experts].usual_targets}
+    if config.site == "linear":  # feed-forwards have no dropout
+        fields["lora_dropout"] = dropout
+    made = adapt(base, method, TASKS, **fields | VARIANTS[variant])
     rng = np.random.default_rng(1)
     for _, p in made.adapter_parameters():
         p.data += 0.1 * rng.normal(size=p.shape).astype(np.float32)
