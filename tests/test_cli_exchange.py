@@ -49,7 +49,7 @@ def test_export_convert_and_merge(base, run, data, tmp_path, capsys):
 def test_export_by_default_goes_into_the_run_and_tells_of_heads(run, tmp_path, capsys):
     assert call("export", run, "--task", "animal", "--texts", words(tmp_path)) == 0
     out = capsys.readouterr().out
-    assert "The heads of the tasks are no part of this" in out
+    assert "What the objective learnt (heads, scales) is no part of this" in out
     assert (Path(run) / "export/peft/animal/adapter_config.json").is_file()
 
 

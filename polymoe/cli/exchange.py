@@ -123,7 +123,8 @@ def export(argv: Sequence[str]) -> None:
         return
     _show(results)
     if run is not None and any(True for _ in run.objective.named_parameters()):
-        say(f"The heads of the tasks are no part of this: they stay in {Path(options.run, 'adapter')}")
+        where = Path(options.run, "adapter")
+        say(f"What the objective learnt (heads, scales) is no part of this: it stays in {where}")
 
 
 def convert(argv: Sequence[str]) -> None:

@@ -19,12 +19,11 @@ import numpy as np
 from polymoe.adapters.model import AdaptedModel
 from polymoe.data import read_tasks
 from polymoe.files import PathLike
-from polymoe.interop.gguf import read_gguf, write_gguf
+from polymoe.interop.gguf import model_config, read_gguf, write_gguf
 from polymoe.interop.lora import Lora
 from polymoe.interop.merged import write_merged
 from polymoe.interop.mixture import task_lora
 from polymoe.interop.mlx import read_mlx, write_mlx
-from polymoe.models.gguf import read_gguf as read_model
 from polymoe.models.loading import find_base, load_base
 from polymoe.models.sentence import read_json, read_sentence_settings
 
@@ -186,6 +185,6 @@ def base_config(base: Any) -> dict[str, Any]:
         return {"model_type": base.model_type, **vars(base.config)}
     path = find_base(base)
     if path.is_file():
-        return vars(read_model(path).config)
+        return model_config(path)
     config: dict[str, Any] = read_json(read_sentence_settings(path).transformer / "config.json")
     return config

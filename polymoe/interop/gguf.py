@@ -75,6 +75,16 @@ def write_gguf(lora: Lora, folder: PathLike, config: Mapping[str, Any]) -> None:
     writer.close()
 
 
+def model_config(path: Path) -> dict[str, Any]:
+    """Of the model in a GGUF file, what :func:`write_gguf` needs; no weights are read."""
+    fields = {name: field.contents() for name, field in _library().GGUFReader(path).fields.items()}
+    kind = fields.get("general.architecture")
+    heads = {"num_attention_heads": "head_count", "num_key_value_heads": "head_count_kv"}
+    return {"model_type": kind} | {
+        ours: fields.get(f"{kind}.attention.{name}") for ours, name in heads.items()
+    }
+
+
 def read_gguf(path: PathLike, config: Mapping[str, Any] | None = None) -> Lora:
     """The LoRA in a file, or in the ``adapter.gguf`` of a folder. ``config``: the base's config.json, needed
     for Llama's heads.
