@@ -10,7 +10,6 @@ import pytest
 from tiny_bert import write_bert
 
 from polymoe.adapters import AdaptedModel, adapt
-from polymoe.adapters.parts import Experts, Site
 from polymoe.files import read_safetensors
 from polymoe.interop import export
 from polymoe.interop.export import Exported, attach, export_task, folder_name
@@ -112,13 +111,12 @@ def test_the_mean_route_of_one_text_is_exact_for_routers_of_whole_texts(base, tm
     assert (result.error < 2e-6) == (method in ("smear", "orchmoe"))
 
 
-def test_experts_that_are_no_pairs_are_refused(base, tmp_path):
-    """Experts that take the place of a block, as those of ALTER do."""
-    model = make(base, "lora")
-    layer = next(iter(model.adapter.layers.values()))
-    layer.experts = Experts(model.config, 1, Site(layer.name, 24, 24))
-    with pytest.raises(ValueError, match=f"{layer.name}: expected experts of low rank, got Experts"):
-        export_task(model, "a", "peft", tmp_path / "out", texts=TEXTS)
+@pytest.mark.parametrize("method", ["alter-stage-1", "alter"])
+def test_whole_feed_forwards_are_refused(base, tmp_path, method):
+    model = adapt(base, method, TASKS, task_types=["one", "one", "two"])
+    for mean_route in (None, TEXTS):
+        with pytest.raises(ValueError, match=r"expected experts of low rank, got CopyExperts: whole blocks"):
+            export_task(model, "a", "peft", tmp_path / "out", texts=TEXTS, mean_route=mean_route)
     assert not os.listdir(tmp_path)
 
 

@@ -31,6 +31,8 @@ def task_lora(model: AdaptedModel, task: str | None, mean_route: Sequence[str] |
     if task is None and adapter.needs_tasks:
         raise ValueError(f"task: expected one of {list(adapter.tasks.names)}, got None")
     ids = None if task is None else np.array([adapter.tasks.id(task)])
+    for layer in adapter.layers.values():
+        _low_rank(layer)
     if mean_route is None:
         routes = {name: _task_route(adapter, layer, ids) for name, layer in adapter.layers.items()}
     else:
