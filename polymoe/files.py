@@ -98,8 +98,8 @@ def write_files(folder: PathLike, files: Mapping[str, bytes]) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """JSON as PEFT writes it: two spaces, keys sorted; but within a key's value the order stays, for that of a
-    rank_pattern means something. NaN and inf are a ValueError (no JSON)."""
+    """JSON as PEFT writes it: two spaces, keys sorted; but within a key's value the order stays, for that of
+    a rank_pattern means something. NaN and inf are a ValueError (no JSON)."""
     value = dict(sorted(value.items())) if isinstance(value, Mapping) else value
     return (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
