@@ -69,6 +69,17 @@ def test_c_poly_counts_tables_and_v():
         assert count(T5_XL_QV[:1], 7, "c-poly", specific=specific, **fields) == pairs + v
 
 
+@pytest.mark.parametrize(("method", "shared"), [("alter-stage-1", 0), ("alter", 3)])
+def test_alter_counts_whole_feed_forwards(method, shared):
+    """Of T5-base (768, 3072, no biases): (N + N_s) feed-forwards, 3 N weights, and 4 d^2 + 4 d of the gate."""
+    projections = (("up", 768, 3072, False), ("down", 3072, 768, False))
+    site = Site("feed_forward", 768, 768, 3, projections=projections)
+    fields = {"task_types": ("classification", "nli", "generation"), "n_skills": 5}
+    gate = 4 * 768 * 768 + 4 * 768 if shared else 0
+    expected = (5 + shared) * 2 * 768 * 3072 + 3 * 5 + gate
+    assert n_parameters(configure(method, **fields), [site]) == expected
+
+
 def test_the_verb_lists_every_method(tmp_path, capsys):
     folder = base_folder(tmp_path / "base")
     assert call("methods", "--base", folder, "--n-tasks", "2", "--r", "2", "--json") == 0
