@@ -16,6 +16,7 @@ from polymoe.data import read_tasks
 from polymoe.functional import batch_invariant, get_batch_invariant, set_batch_invariant
 from polymoe.interop.peft import load_adapter
 from polymoe.models import load_base
+from polymoe.report import routing_statistics
 from polymoe.training import Trainer, TrainingConfig, load_run
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "openmp",
     "read_tasks",
     "release_memory",
+    "routing_statistics",
     "set_batch_invariant",
     "set_isa",
     "set_num_threads",

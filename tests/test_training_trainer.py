@@ -361,9 +361,9 @@ def scripted(trainer: Trainer, values: list[float]) -> None:
     """Make the evaluations on validation give these accuracies, in order."""
     evaluate, given = trainer.objective.evaluate, iter(values)
 
-    def fake(model: Any, split: Any, *args: Any) -> Any:
+    def fake(model: Any, split: Any, **options: Any) -> Any:
         if split is not trainer.valid_split:
-            return evaluate(model, split, *args)
+            return evaluate(model, split, **options)
         return {"tasks": {}, "mean": {"accuracy": next(given)}}
 
     trainer.objective.evaluate = fake  # type: ignore[method-assign,assignment]
@@ -401,9 +401,9 @@ def test_selection_never_reads_test(tmp_path: Path) -> None:
     seen: list[str] = []
     evaluate = trainer.objective.evaluate
 
-    def spy(model: Any, split: Any, *args: Any) -> Any:
+    def spy(model: Any, split: Any, **options: Any) -> Any:
         seen.append("test" if split is trainer.test_split else "valid")
-        return evaluate(model, split, *args)
+        return evaluate(model, split, **options)
 
     trainer.objective.evaluate = spy  # type: ignore[method-assign]
     trainer.train()

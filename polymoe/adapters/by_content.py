@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polymoe import tape
-from polymoe.adapters.parts import Router, Shapes, Site, expect
+from polymoe.adapters.parts import Router, Shapes, Site, expect, sigmoid
 from polymoe.batch import Batch, Routing
 
 if TYPE_CHECKING:
@@ -122,6 +122,10 @@ class LatentTasks(Router):
         groups = np.arange(n) if len(ids) == n else np.zeros(n, np.int64)
         weights = tape.linear(tasks, None, None, ones, skills, None, groups, np.arange(n + 1))
         return Routing("example", tape.reshape(weights, (n, 1, n_skills)))
+
+    def gates(self) -> np.ndarray | None:
+        """Sigmoids of the allocation [I, 1, S]."""
+        return sigmoid(self.logits.data)
 
     def _tasks(self, batch: Batch, x: Any) -> Any:
         """How much an example is of each latent task, [B, I]."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polymoe import tape
-from polymoe.adapters.parts import Router, Shapes, Site, expect
+from polymoe.adapters.parts import Router, Shapes, Site, expect, sigmoid
 from polymoe.batch import Batch, Routing
 
 if TYPE_CHECKING:
@@ -173,6 +173,10 @@ class TaskTable(Router):
         )
         return Routing("group", weights, adapter_ids=adapter_ids, aux=aux)
 
+    def gates(self) -> np.ndarray | None:
+        """Sigmoids of the logits [T, Q, S]."""
+        return sigmoid(self.logits.data) if self.gate in ("sigmoid", "straight_through") else None
+
     def extra_repr(self) -> str:
         """Sizes."""
         n_tasks, heads, skills = self.logits.shape
@@ -235,6 +239,10 @@ class CommonSpecific(Router):
         else:
             weights, ids = tape.concat(routing.weights, self._rows(tasks)), None
         return Routing("group", weights, ids, routing.adapter_ids, routing.aux)
+
+    def gates(self) -> np.ndarray | None:
+        """Those of the common experts."""
+        return self.common.gates()
 
     def _sparse(self, common: Any, tasks: np.ndarray) -> tuple[Any, np.ndarray]:
         n, k, groups = common.shape[2], self.n_specific, len(tasks)

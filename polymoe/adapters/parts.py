@@ -78,11 +78,18 @@ class Router(Module):
         return {}
 
     def __call__(self, batch: Batch, x: Any) -> Routing:
-        """The routing of a batch with these activations x [N, D]."""
+        """The routing of a batch with these activations x [N, D]; x is not looked at where the axis is
+        "group"."""
         raise NotImplementedError
 
     def start(self, experts: Experts) -> None:
         """See the experts as they start, which were trained before; most routers need not."""
+
+    def gates(self) -> np.ndarray | None:
+        """[., Q, S] in (0, 1): the sigmoids that its weights are made of in evaluation, before they are
+        normalised, a row a task (or a latent one); None where it has none. For statistics: a row of weights
+        does not determine them."""
+        return None
 
     def uniform(self, stream: str, batch: Batch, ids: np.ndarray, shape: tuple[int, ...], dtype: Any) -> Any:
         """Noise in (0, 1), ``shape`` for each of ``ids``: [len(ids), *shape]."""
@@ -128,3 +135,8 @@ def expect(config: AdapterConfig, field: str, allowed: Any, why: str) -> None:
     values = allowed if isinstance(allowed, tuple) else (allowed,)
     if (value := getattr(config, field)) not in values:
         raise ValueError(f"{field}: expected {' or '.join(map(repr, values))} ({why}), got {value!r}")
+
+
+def sigmoid(z: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-z)) in float64, for statistics."""
+    return np.asarray(np.exp(-np.logaddexp(0, -z.astype(np.float64))))

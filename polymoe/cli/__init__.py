@@ -1,8 +1,8 @@
 """``polymoe <verb>``: results go to stdout (``--json`` for machines), all else to stderr.
 
-A verb is a function of its arguments and a row of VERBS: runs.py has those that make and use runs,
-exchange.py those that take adapters elsewhere, about.py those that need none; flags.py and show.py are what
-they share.
+A verb is a function of its arguments and a row of VERBS: runs.py has those that make and use runs, inspect.py
+the one that looks into an adapter, exchange.py those that take adapters elsewhere, about.py those that need
+none; flags.py, folders.py and show.py are what they share.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from difflib import get_close_matches
 import polymoe
 from polymoe.cli.about import info, methods
 from polymoe.cli.exchange import convert, export, merge
+from polymoe.cli.inspect import inspect
 from polymoe.cli.runs import DEMO, demo, evaluate, predict, train
 from polymoe.training import TrainingInterrupted
 
@@ -28,6 +29,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "export": (export, "a task of a run as one LoRA: for PEFT, mlx-lm, llama.cpp, or merged into the base"),
     "convert": (convert, "a LoRA in another format"),
     "merge": (merge, "several LoRAs as one"),
+    "inspect": (inspect, "what an adapter is made of and what its router learnt"),
     "methods": (methods, "what can share what: the methods, their parts, what they need and train"),
     "info": (info, "versions, instruction set, threads, memory"),
 }

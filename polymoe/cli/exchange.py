@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 from rich.table import Table
 
 from polymoe.cli.flags import parse_flags
+from polymoe.cli.folders import load_folder
 from polymoe.cli.show import print_json, say, show_table
 from polymoe.data import read_tasks
 from polymoe.interop.convert import convert as convert_lora
-from polymoe.interop.convert import format_of, read_lora
+from polymoe.interop.convert import read_lora
 from polymoe.interop.export import Exported, export_task, folder_name, put_folder
 from polymoe.interop.merge import merge as merge_loras
-from polymoe.interop.peft import load_adapter
-from polymoe.interop.peft_folder import CONFIG, open_folder
-from polymoe.models import load_base
-from polymoe.training import load_run
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ def export(argv: Sequence[str]) -> None:
     options = parse_flags(Export, argv, "export")
     if options.all_tasks and options.task is not None:
         raise ValueError(f"task: expected none with --all-tasks, got {options.task!r}")
-    model, run = _load(options.run, options.base)
+    model, run = load_folder(options.run, options.base)
     tasks = list(model.tasks.names) if options.all_tasks else [options.task]
     if not tasks:
         raise ValueError("all_tasks: expected an adapter with tasks, got one that knows none")
@@ -167,18 +163,6 @@ def merge(argv: Sequence[str]) -> None:
         f"{options.method}: {len(merged.lora.pairs)} layers, rank {rank}; the update differs from the "
         f"weighted sum by {merged.error:.2g} of its norm\n{options.output}"
     )
-
-
-def _load(path: str, base: str | None) -> tuple[Any, Any]:
-    """The adapted model of a run and the run, or that of an adapter's folder and None."""
-    if not (Path(path) / CONFIG).is_file():
-        run = load_run(path, base)
-        return run.model, run
-    if format_of(path) != "peft":
-        raise ValueError(f"{path}: expected a run or an adapter, got another format: polymoe convert")
-    if base is None and (base := open_folder(path).base["name"]) is None:
-        raise ValueError(f"base: expected the name of the base ({path} does not say it), got None")
-    return load_adapter(load_base(base), path), None
 
 
 def _texts(path: str, task: str | None) -> list[str]:

@@ -21,6 +21,7 @@ from polymoe.training.objectives import (
     make_objective,
 )
 from polymoe.training.optim import AdamW
+from polymoe.training.routing import RoutingWarning
 from polymoe.training.run import Run, load_run
 from polymoe.training.trainer import Trainer
 
@@ -36,6 +37,7 @@ __all__ = [
     "Prediction",
     "Progress",
     "Regress",
+    "RoutingWarning",
     "Run",
     "RunFolder",
     "Trainer",

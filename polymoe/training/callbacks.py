@@ -1,4 +1,4 @@
-"""Who is told what happens in a run: a protocol of five calls, the metrics file and the progress display."""
+"""Who is told what happens in a run: a protocol of seven calls, the metrics file and the progress display."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm.auto import tqdm
 
+from polymoe.batch import Batch
 from polymoe.training.metrics import Evaluation
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ class Callback:
 
     def on_step_end(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
         """An optimiser step is done; ``record`` is its line of ``metrics.jsonl``."""
+
+    def on_evaluation_batch(self, trainer: Trainer, split: str, batch: Batch) -> None:
+        """A batch of the split that is being evaluated has been embedded; ``batch.routings`` is what the
+        routers decided."""
 
     def on_evaluate(self, trainer: Trainer, split: str, evaluation: Evaluation) -> None:
         """The "valid" or "test" split has been evaluated."""
@@ -48,15 +53,18 @@ class MetricsFile(Callback):
     def on_step_end(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
         """A line of every ``logging_steps``-th step."""
         if record["step"] % trainer.config.logging_steps == 0:
-            self._append(record)
+            append_line(self.path, record)
 
     def on_evaluate(self, trainer: Trainer, split: str, evaluation: Evaluation) -> None:
         """A line with the evaluation."""
-        self._append({"step": trainer.step, "epoch": trainer.epoch, "split": split, "evaluation": evaluation})
+        record = {"step": trainer.step, "epoch": trainer.epoch, "split": split, "evaluation": evaluation}
+        append_line(self.path, record)
 
-    def _append(self, record: Mapping[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """A line of ``metrics.jsonl``."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 class Progress(Callback):

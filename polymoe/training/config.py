@@ -85,6 +85,10 @@ class TrainingConfig:
     """Checkpoints kept beside the best one; None keeps all."""
     logging_steps: int = 1
     """Optimiser steps between lines of ``metrics.jsonl``."""
+    routing_statistics: bool = True
+    """At each evaluation, write to ``metrics.jsonl`` what the routers do, and warn of skills that nobody uses
+    and of tasks that are all routed alike.
+    """
 
     def __post_init__(self) -> None:
         _integer("epochs", self.epochs, 0)
@@ -100,6 +104,8 @@ class TrainingConfig:
         ):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 1)
+        if not isinstance(self.routing_statistics, bool):
+            raise TypeError(f"routing_statistics: expected a bool, got {self.routing_statistics!r}")
         _integer("max_steps", self.max_steps, -1)
         _integer("warmup_steps", self.warmup_steps, 0)
         _integer("seed", self.seed, 0)

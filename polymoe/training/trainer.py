@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +25,11 @@ from polymoe.training.folder import RunFolder, replace_folder
 from polymoe.training.interrupt import Interrupt, TrainingInterrupted
 from polymoe.training.objectives import Objective, make_objective
 from polymoe.training.optim import AdamW
+from polymoe.training.routing import RoutingWatch, learns_routing
 from polymoe.training.summary import default_recipe, summarize_run
 from polymoe.training.tasks import as_tasks, fingerprint
 
-BOOKKEEPING = ("logging_steps", "save_steps", "save_total_limit")
+BOOKKEEPING = ("logging_steps", "save_steps", "save_total_limit", "routing_statistics")
 """Settings that change no bit of what is learnt, so that a resumed run may have others."""
 
 
@@ -83,6 +84,8 @@ class Trainer:
         self.recipe = dict(recipe) if recipe is not None else default_recipe(self, data)
         self.zero_shot = zero_shot and self.objective.zero_shot and len(self.test_split) > 0
         self.callbacks: list[Callback] = [MetricsFile(self.folder.metrics), *callbacks]
+        if self.config.routing_statistics and learns_routing(model.adapter):
+            self.callbacks.append(RoutingWatch(self.folder.metrics, model.adapter))
         if progress is not None:
             self.callbacks.append(Progress(progress))
         self.state = State()
@@ -225,7 +228,8 @@ class Trainer:
     def _evaluate(self, split: Literal["valid", "test"]) -> Any:
         started = time.perf_counter()
         encoded = self.valid_split if split == "valid" else self.test_split
-        evaluation = self.objective.evaluate(self.model, encoded)
+        observe = partial(self._tell, "on_evaluation_batch", split)
+        evaluation = self.objective.evaluate(self.model, encoded, observe=observe)
         self.state.evaluation_seconds += time.perf_counter() - started
         self._tell("on_evaluate", split, evaluation)
         return evaluation

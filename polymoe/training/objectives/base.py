@@ -4,14 +4,14 @@ saved with the adapter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from polymoe.batch import Batch
+from polymoe.batch import Batch, Routings
 from polymoe.data import EncodedSplit, Example, TaskData, Tokenizer, Tokens, cut_batches, encode_split
 from polymoe.files import json_bytes, read_json, read_safetensors, safetensors_bytes, write_files
 from polymoe.nn import Module, Parameter
@@ -117,12 +117,21 @@ class Objective(Module):
     ) -> list[Prediction]:
         raise NotImplementedError
 
-    def evaluate(self, model: Any, split: EncodedSplit, batch_tokens: int = BATCH_TOKENS) -> Evaluation:
-        """Metrics of each task that has examples in ``split``; ValueError if there are none at all."""
+    def evaluate(
+        self,
+        model: Any,
+        split: EncodedSplit,
+        batch_tokens: int = BATCH_TOKENS,
+        observe: Callable[[Batch], None] | None = None,
+    ) -> Evaluation:
+        """Metrics of each task that has examples in ``split``; ValueError if there are none at all.
+
+        ``observe`` is told of each batch of inputs after its forward, with the ``routings`` it was given.
+        """
         if not len(split):
             raise ValueError("split: expected at least one example, got none")
         self.check_tasks(list(split.sizes))
-        embeddings = embed(model, split.tokens, split.task_ids, batch_tokens)
+        embeddings = embed(model, split.tokens, split.task_ids, batch_tokens, observe)
         results, start = {}, 0
         for name, size in split.sizes.items():
             part = slice(start, start + size)
@@ -194,8 +203,17 @@ def read_objective_files(folder: Path) -> tuple[dict[str, Any], dict[str, np.nda
     return settings, read_safetensors(folder / HEADS)
 
 
-def embed(model: Any, tokens: Tokens, task_ids: np.ndarray, batch_tokens: int = BATCH_TOKENS) -> np.ndarray:
-    """Embeddings [n, D] of n tokenized texts, without noise; the model goes back to the mode it was in."""
+def embed(
+    model: Any,
+    tokens: Tokens,
+    task_ids: np.ndarray,
+    batch_tokens: int = BATCH_TOKENS,
+    observe: Callable[[Batch], None] | None = None,
+) -> np.ndarray:
+    """Embeddings [n, D] of n tokenized texts, without noise; the model goes back to the mode it was in.
+
+    ``observe`` is told of each batch after its forward, when its ``routings`` are those of the batch.
+    """
     training = model.training
     model.eval()
     try:
@@ -203,7 +221,10 @@ def embed(model: Any, tokens: Tokens, task_ids: np.ndarray, batch_tokens: int = 
         result: np.ndarray | None = None
         for indices in cut_batches(np.argsort(lengths, kind="stable"), lengths, max_tokens=batch_tokens):
             token_ids, cu_seqlens = tokens.take(indices)
-            rows = model.embed(Batch(cu_seqlens, token_ids, task_ids[indices]))
+            batch = Batch(cu_seqlens, token_ids, task_ids[indices], routings=Routings())
+            rows = model.embed(batch)
+            if observe is not None:
+                observe(batch)
             if result is None:
                 result = np.empty((len(tokens), rows.shape[1]), dtype=rows.dtype)
             result[indices] = rows

@@ -1,0 +1,107 @@
+"""``polymoe inspect`` on runs and adapter folders, ours and as PEFT has them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from test_cli import base, call, data, run  # noqa: F401  (fixtures)
+
+
+@pytest.fixture(scope="module")
+def by_token(tmp_path_factory, base, data):  # noqa: F811
+    """A finished run whose router reads tokens."""
+    output = str(tmp_path_factory.mktemp("runs") / "mola")
+    flags = ["--method", "mola", "--r", "2", "--n-skills", "3", "--epochs", "1", "--output", output]
+    assert call("train", "--base", base, "--data", data, *flags) == 0
+    return output
+
+
+def show(capsys, *argv):
+    """What ``inspect`` prints."""
+    capsys.readouterr()
+    assert call("inspect", *argv) == 0
+    return capsys.readouterr().out
+
+
+def test_a_run_is_shown(run, capsys):  # noqa: F811
+    out = show(capsys, run)
+    assert "poly on " in out
+    assert "tasks: animal, colour" in out
+    assert "encoder.layer.*.attention.self.query" in out
+    assert "entropy" in out and "effective skills" in out and "discreteness" in out
+    assert "weights, mean of 12 routers" in out
+    assert "nearest tasks" in out
+    assert "encoder.layer.1.output.dense: entropy" not in out
+    assert "encoder.layer.1.output.dense: entropy" in show(capsys, run, "--layers")
+
+
+def test_json_has_every_array(run, capsys):  # noqa: F811
+    found = json.loads(show(capsys, run, "--json", "--text", "the cat", "--task", "animal"))
+    weights = np.array([router["weights"] for router in found["routing"]["routers"]])
+    assert weights.shape == (12, 2, 1, 4)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
+    assert np.shape(found["routing"]["similarity"]) == (2, 2)
+    assert found["parameters"] == sum(row["router"] + row["experts"] for row in found["layers"].values())
+    assert found["text"]["tokens"] == ["[CLS]", "the", "cat", "[SEP]"]
+    assert len(found["text"]["routers"]) == 12
+
+
+def test_an_adapter_folder_is_as_good_as_a_run(run, base, capsys):  # noqa: F811
+    by_run, by_folder = (json.loads(show(capsys, path, "--json")) for path in (run, f"{run}/adapter"))
+    assert by_run == by_folder
+
+
+def test_a_folder_of_peft_needs_no_file_of_ours(run, base, tmp_path, capsys):  # noqa: F811
+    shutil.copytree(f"{run}/adapter", tmp_path / "poly")
+    for name in ("polymoe.json", "objective.json", "heads.safetensors"):
+        (tmp_path / "poly" / name).unlink()
+    ours = json.loads(show(capsys, run, "--json"))
+    theirs = json.loads(show(capsys, tmp_path / "poly", "--base", base, "--json"))
+    assert theirs["tasks"] == ["task_0", "task_1"]
+    weights = [[router["weights"] for router in found["routing"]["routers"]] for found in (ours, theirs)]
+    assert weights[0] == weights[1]
+
+
+def test_a_router_of_tokens_reads_the_texts_of_the_run(by_token, capsys):
+    out = show(capsys, by_token, "--text", "the red cat sleeps", "--task", "colour")
+    assert "read: " in out and " tokens of 2 tasks" in out
+    assert "text: the red cat sleeps (colour)" in out
+    for token in ("[CLS]", "sleeps", "[SEP]"):
+        assert token in out
+
+
+def test_without_texts_it_says_what_is_missing(by_token, data, capsys):  # noqa: F811
+    assert "name some with --data" in show(capsys, f"{by_token}/adapter")
+    found = json.loads(show(capsys, f"{by_token}/adapter", "--data", data, "--split", "test", "--json"))
+    assert all(
+        sum(router["rows"]) == sum(found["routing"]["tokens"]) for router in found["routing"]["routers"]
+    )
+
+
+def test_many_skills_are_named_by_weight(tmp_path, base, data, capsys):  # noqa: F811
+    flags = ["--n-skills", "14", "--r", "1", "--epochs", "1", "--output", tmp_path / "run"]
+    assert call("train", "--base", base, "--data", data, "--method", "poly", *flags) == 0
+    assert "most used of 14 skills" in show(capsys, tmp_path / "run")
+
+
+def test_lora_has_no_routing_to_show(tmp_path, base, data, capsys):  # noqa: F811
+    flags = ["--method", "lora", "--epochs", "1", "--output", tmp_path / "run"]
+    assert call("train", "--base", base, "--data", data, *flags) == 0
+    assert "one pair for everybody" in show(capsys, tmp_path / "run")
+
+
+def test_wrong_paths_and_flags_are_one_line(run, tmp_path, capsys):  # noqa: F811
+    cases = [
+        ([tmp_path / "none"], "run: expected a folder with a run"),
+        ([tmp_path], "run: expected a folder with a run"),
+        ([run, "--task", "animal"], "task: expected a text beside it"),
+        ([run, "--text", "a cat"], "task_ids: expected one of ['animal', 'colour'] per example, got None"),
+        ([run, "--text", "a cat", "--task", "plant"], "expected one of ['animal', 'colour'], got 'plant'"),
+    ]
+    for argv, message in cases:
+        capsys.readouterr()
+        assert call("inspect", *argv) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
