@@ -222,7 +222,7 @@ class Segment:
     trainable: bool
 
 
-GROUPS = ("router", "content", "skills", "heads", "objective")
+GROUPS = ("router", "content", "skills", "gains", "heads", "objective")
 ALIGN = 16  # floats: every parameter starts on a cache line
 
 

@@ -32,6 +32,8 @@ class AdapterOptions:
     target_modules: str | tuple[str, ...] | None = None
     """Modules that get an adapter: names, a regular expression, or "all-linear"; by default all linear layers
     where the adapters are pairs of low rank, else what is usual for the base."""
+    feedforward_modules: str | tuple[str, ...] | None = None
+    """Those of them whose input a vector multiplies (ia3, mov); by default as is usual for the base."""
     exclude_modules: str | tuple[str, ...] | None = None
     """Modules that get none although they match."""
     layers_to_transform: tuple[int, ...] | None = None
@@ -71,8 +73,8 @@ class AdapterOptions:
     task_types, content_softmax, latent_tasks, token_softmax.
     """
     experts: str | None = None
-    """Other experts than the method's: lora, shared_A, tensor; at the site feed_forward: feed_forward (whole
-    copies), feed_forward_lora, bottleneck.
+    """Other experts than the method's: lora, shared_A, tensor, vector; at the site feed_forward:
+    feed_forward (whole copies), feed_forward_lora, bottleneck.
     """
     site: Literal["linear", "feed_forward"] | None = None
     """What is adapted: linear layers, or whole feed-forwards."""

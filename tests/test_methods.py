@@ -12,8 +12,10 @@ from training_base import base_folder, classes
 
 from polymoe import tape
 from polymoe.adapters import METHODS, adapt, configure
+from polymoe.adapters.experts import EXPERTS
 from polymoe.adapters.inject import sites
 from polymoe.adapters.layers import formula, n_parameters
+from polymoe.adapters.low_rank import LowRankExperts
 from polymoe.adapters.routers import ROUTERS
 from polymoe.batch import Batch
 from polymoe.interop.peft import load_adapter
@@ -26,6 +28,8 @@ FIELDS = {"r": 2, "target_modules": ("query", "dense")}
 TYPES = {"task_types": ("one", "other", "one")}
 NEEDED = {name: TYPES if ROUTERS[row.preset["router"]].needs_types else {} for name, row in METHODS.items()}
 FEED_FORWARD = {"site": "feed_forward", "mixing": "outputs"}
+LOW_RANK = [name for name, kind in EXPERTS.items() if issubclass(kind, LowRankExperts)]  # take dropout
+VECTORS = {"experts": "vector"}
 VARIANTS = NEEDED | {
     "alter-stage-1 renormalized": TYPES | {"top_k": 2, "renormalize": True, "n_skills": 4},
     "alter lora": TYPES | {"experts": "feed_forward_lora"},
@@ -52,6 +56,14 @@ VARIANTS = NEEDED | {
     "tensorpoly-i 8": {"order": 8},
     "tensorpoly-ii zero": {"order": 2, "zero_start": True},
     "poly outputs": {"mixing": "outputs"},
+    "mov sparse": {"top_k": 2},
+    "mhr vectors": VECTORS,
+    "private vectors": VECTORS,
+    "mhr-mu vectors": VECTORS,
+    "smear vectors": VECTORS,
+    "orchmoe vectors": VECTORS,
+    "poly given vectors": VECTORS | {"router": "given", "n_skills": 2, "task_skills": ("10", "01", "11")},
+    "c-poly vectors": VECTORS | {"specific": "diagonal"},
 }
 
 
@@ -72,6 +84,7 @@ def make(base, variant, **fields):
     random_B = {} if settings.get("experts") == "tensor" else {"init_weights": False}
     if settings.get("site") == "feed_forward":
         random_B["target_modules"] = ("feed_forward",)
+    if settings.get("experts", "lora") not in LOW_RANK:
         fields.pop("lora_dropout", None)
     model = adapt(base, method, TASKS, **(FIELDS | random_B | VARIANTS[variant] | fields))
     for name, p in model.adapter_parameters():  # copies that are all alike hide what they are used for

@@ -14,7 +14,7 @@ from cases import lengths_to_cu_seqlens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import call
-from test_methods import VARIANTS
+from test_methods import LOW_RANK, VARIANTS
 from tiny_bert import tiny_config, tiny_state
 from training_base import make_trainer
 
@@ -73,7 +73,7 @@ def model(variant: str, dropout: float = 0.0) -> Any:
     method = variant.split()[0]
     config = configure(method, **VARIANTS[variant])
     fields = {"target_modules": EXPERTS[config.experts].usual_targets}
-    if config.site == "linear":  # feed-forwards have no dropout
+    if config.experts in LOW_RANK:  # others have no dropout
         fields["lora_dropout"] = dropout
     made = adapt(base, method, TASKS, **fields | VARIANTS[variant])
     rng = np.random.default_rng(1)

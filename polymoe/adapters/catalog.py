@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from polymoe.adapters.experts import EXPERTS
 from polymoe.adapters.inject import sites
 from polymoe.adapters.layers import formula, n_parameters
 from polymoe.adapters.methods import METHODS, configure
@@ -12,7 +14,8 @@ from polymoe.adapters.routers import ROUTERS
 LETTERS = (
     "D, O: width in and out of a layer; r: rank; S: skills; T: tasks; Q: heads (n_splits); I: latent tasks; "
     "n_B: pairs of each task's own (n_specific); m_D, m_O: columns of a leaf, the order-th root of D or O, "
-    "rounded up; K: types of tasks; F: width within a feed-forward; M: shared experts"
+    "rounded up; d: values that a vector multiplies, O or D; K: types of tasks; F: width within a "
+    "feed-forward; M: shared experts"
 )
 
 
@@ -21,8 +24,8 @@ def catalog(base: Any = None, n_tasks: int = 8, **overrides: Any) -> list[dict[s
     types" or "nothing"), the method that it comes ``after``, whose trained adapter it starts from, and the
     ``formula`` of the parameters that it trains in a layer, as text.
 
-    With a ``base`` also their number there, ``parameters``, for ``n_tasks`` tasks. ``overrides``: of every
-    configuration.
+    With a ``base`` also their number there, ``parameters``, for ``n_tasks`` tasks and in the modules that a
+    recipe adapts. ``overrides``: of every configuration.
     """
     if n_tasks < 1:
         raise ValueError(f"n_tasks: expected at least 1, got {n_tasks}")
@@ -31,6 +34,8 @@ def catalog(base: Any = None, n_tasks: int = 8, **overrides: Any) -> list[dict[s
         router = ROUTERS[METHODS[name].preset["router"]]
         types = {"task_types": [f"type {i % 3}" for i in range(n_tasks)]} if router.needs_types else {}
         config = configure(name, **types, **overrides)
+        if config.target_modules is None:
+            config = replace(config, target_modules=EXPERTS[config.experts].usual_targets)
         row: dict[str, Any] = {
             "method": name,
             "aliases": list(method.aliases),

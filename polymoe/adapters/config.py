@@ -62,6 +62,7 @@ class AdapterConfig:
     use_rslora: bool = False
     lora_dropout: float = 0.0
     target_modules: str | tuple[str, ...] | None = None
+    feedforward_modules: str | tuple[str, ...] | None = None
     exclude_modules: str | tuple[str, ...] | None = None
     layers_to_transform: int | tuple[int, ...] | None = None
     layers_pattern: str | tuple[str, ...] | None = None
@@ -98,6 +99,7 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         for name in (
             "target_modules",
+            "feedforward_modules",
             "exclude_modules",
             "layers_to_transform",
             "layers_pattern",

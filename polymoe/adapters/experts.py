@@ -8,6 +8,7 @@ from polymoe.adapters.feed_forward_experts import (
 from polymoe.adapters.low_rank import LoraExperts, SharedLoraExperts
 from polymoe.adapters.parts import Experts
 from polymoe.adapters.tensor_experts import TensorExperts
+from polymoe.adapters.vector_experts import VectorExperts
 
 EXPERTS: dict[str, type[Experts]] = {
     "lora": LoraExperts,
@@ -16,4 +17,5 @@ EXPERTS: dict[str, type[Experts]] = {
     "feed_forward": CopyExperts,
     "feed_forward_lora": LoraFeedForwardExperts,
     "bottleneck": BottleneckExperts,
+    "vector": VectorExperts,
 }

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from polymoe.adapters.config import AdapterConfig
+from polymoe.adapters.experts import EXPERTS
 from polymoe.adapters.layers import SITES, AdapterLayer, make_layer, site_of
 from polymoe.adapters.parts import Router, Site
 from polymoe.adapters.targets import is_excluded, pattern_key, resolve, select
@@ -83,11 +84,14 @@ def _resolve(base: Any, config: AdapterConfig) -> tuple[AdapterConfig, dict[str,
     modules = dict(base.named_modules())
     kind = SITES[config.site]
     candidates = [name for name, module in modules.items() if isinstance(module, kind)]
-    default = getattr(base, "default_target_modules", None)
-    if config.site != "linear":
-        default = candidates[-1:] or None
-    targets = resolve(config.target_modules, candidates, default, getattr(base, "output_head", None))
-    config = replace(config, target_modules=targets)
+    values: dict[str, Any] = {}
+    for field, attribute in EXPERTS[config.experts].defaults.items():
+        own = getattr(config, field)
+        values[field] = getattr(base, attribute, None) if own is None else own
+    default = values["target_modules"] if config.site == "linear" else candidates[-1:] or None
+    head = getattr(base, "output_head", None)
+    values["target_modules"] = resolve(config.target_modules, candidates, default, head)
+    config = replace(config, **values)
     return config, modules, select(config, modules, candidates, config.site)
 
 

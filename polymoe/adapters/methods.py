@@ -15,6 +15,8 @@
 | mola    | the same, its best 2                    | S pairs | outputs | linear | alpha/r | nothing  |
 | hydralora | softmax of each token                 | one A   | outputs | linear | alpha/r | nothing  |
 | mosld   | the same, its best 2                    | one A   | outputs | linear | alpha/r | nothing  |
+| ia3     | constant                                | 1 vector | factors | linear | 1      | nothing  |
+| mov     | softmax of each token                   | S vectors | outputs | linear | 1     | nothing  |
 | alter-stage-1 | a row for each type of task      | copies  | outputs | feed-forward |  | task types |
 | alter | its best 2; learnt after stage 1        | copies  | gated   | feed-forward |  | task types |
 | tlora   | constant                                | tensors | factors | linear | 1/r     | nothing  |
@@ -24,6 +26,7 @@
     factors: y = x W^T + b + scale (x A^T) B,   A = sum_s w_s A_s,   B = sum_s w_s B_s   (by block for heads)
     outputs: y = x W^T + b + scale sum_s w_s (x A_s^T) B_s         or sum_s w_s E_s(x) of whole experts
     gated:   the same, beside shared experts, weighed by a gate that reads the outputs
+    vectors: y = (x W^T + b) * sum_s w_s v_s, however they are mixed
 """
 
 from __future__ import annotations
@@ -154,6 +157,21 @@ METHODS: dict[str, Method] = {
             "balance_loss": 1e-3,
             "lora_A_dropout": 0.1,
         },
+    ),
+    # The rate is T-Few's, published for Adafactor; AdamW moves a vector as far by it.
+    "ia3": Method(
+        "(IA)3: one vector multiplies keys, values and the hidden layer of the feed-forward",
+        "Liu et al. 2022, arXiv 2205.05638",
+        {"router": "constant", "experts": "vector", "n_skills": 1},
+        learning_rate=3e-3,
+    ),
+    # Published: ten vectors, and 3e-4 for all that is trained. The vectors have the rate of ia3, for a
+    # mixture moves as far as each of them.
+    "mov": Method(
+        "MoV: each token mixes the vectors of (IA)3 by a softmax",
+        "Zadouri et al. 2023, arXiv 2309.05444",
+        {"router": "token_softmax", "experts": "vector", "mixing": "outputs", "n_skills": 10},
+        learning_rate=3e-3,
     ),
     # Sizes, temperature and boost as published; the rate is the default of the authors' script (which runs
     # with 3e-5, for all of T5).

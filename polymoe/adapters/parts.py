@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -102,13 +103,15 @@ class Experts(Module):
     of x with them; what they add alone where ``module`` is None.
 
     ``site``: what kind of module they are made for; ``usual_targets``: which modules a recipe adapts when it
-    does not say, None for the base's own default. ``fields`` and ``formula`` as :class:`Router` has them; in
-    the formula S stands for the number of experts, and ``gate_formula`` is what the mixing "gated" adds. Made
-    from ``(config, n_experts, site)``.
+    does not say, None for the base's own default. ``defaults``: fields of the configuration that are the
+    base's to say where they are None, and its attribute that says each. ``fields`` and ``formula`` as
+    :class:`Router` has them; in the formula S stands for the number of experts, and ``gate_formula`` is what
+    the mixing "gated" adds. Made from ``(config, n_experts, site)``.
     """
 
     site: ClassVar[str] = "linear"
     usual_targets: ClassVar[str | None] = None
+    defaults: ClassVar[Mapping[str, str]] = {"target_modules": "default_target_modules"}
     fields: frozenset[str] = frozenset()
     formula = "0"
     gate_formula = "0"

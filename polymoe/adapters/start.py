@@ -14,7 +14,7 @@ from polymoe.adapters.methods import configure
 INHERITED = (
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "r", "rank_pattern",
     "lora_alpha", "alpha_pattern", "n_skills", "n_skills_pattern", "n_splits", "temperature",
-    "experts", "site", "task_types",
+    "experts", "site", "task_types", "feedforward_modules",
 )  # fmt: skip
 """What the first stage decides for the second: sizes, places, tasks."""
 
@@ -32,7 +32,8 @@ def succeed(
         return configure(method, **overrides)
     first = sources[0]
     for other in sources[1:]:
-        for name in ("r", "rank_pattern", "lora_alpha", "alpha_pattern", "n_splits", "experts"):
+        for name in ("r", "rank_pattern", "lora_alpha", "alpha_pattern", "n_splits", "experts",
+                     "feedforward_modules"):  # fmt: skip
             if (ours := getattr(other.config, name)) != (theirs := getattr(first.config, name)):
                 raise ValueError(f"init_from: expected adapters of the same {name}, {theirs!r}, got {ours!r}")
         if list(other.layers) != list(first.layers):

@@ -45,10 +45,15 @@ def _named(name: str, names: Iterable[str]) -> bool:
 
 def is_excluded(config: Targets, name: str) -> bool:
     """Whether ``exclude_modules`` takes this module out."""
-    exclude = config.exclude_modules
-    if not exclude:
+    return is_named(name, config.exclude_modules)
+
+
+def is_named(name: str, modules: str | Collection[str] | None) -> bool:
+    """Whether a module is one of these: its whole name matches the text as a pattern, or equals an entry of
+    a list or ends in "." + entry."""
+    if not modules:
         return False
-    return re.fullmatch(exclude, name) is not None if isinstance(exclude, str) else _named(name, exclude)
+    return re.fullmatch(modules, name) is not None if isinstance(modules, str) else _named(name, modules)
 
 
 def _layer(name: str, pattern: str | Sequence[str] | None) -> int | None:

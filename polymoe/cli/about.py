@@ -34,8 +34,8 @@ class Methods:
     """Count parameters on this base: a folder, "minilm", or a name on the hub."""
     n_tasks: int = 8
     """Number of tasks T in that count."""
-    target_modules: str | tuple[str, ...] = "all-linear"
-    """Modules that get an adapter in that count."""
+    target_modules: str | tuple[str, ...] | None = None
+    """Modules that get an adapter in that count; by default those that `polymoe train` adapts."""
     r: int | None = None
     """Rank; each method's own by default."""
     json: bool = False

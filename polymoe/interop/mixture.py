@@ -98,8 +98,8 @@ def _dense(layer: AdapterLayer, routing: Routing) -> np.ndarray:
 def _low_rank(layer: AdapterLayer) -> Any:
     if not isinstance(layer.experts, LowRankExperts):
         raise ValueError(
-            f"{layer.name}: expected experts of low rank, got {type(layer.experts).__name__}: whole blocks "
-            "that take the place of the base's own are no update of low rank, and no LoRA holds them"
+            f"{layer.name}: expected experts of low rank, got {type(layer.experts).__name__}: what "
+            "multiplies or takes the place of the base's own is no update of low rank, and no LoRA holds it"
         )
     return layer.experts
 

@@ -41,6 +41,8 @@ class Base(Module):
 
     model_type: str
     default_target_modules: ClassVar[tuple[str, ...]]
+    ia3_target_modules: ClassVar[tuple[str, ...]]
+    ia3_feedforward_modules: ClassVar[tuple[str, ...]]
     poolings: ClassVar[tuple[str, ...]] = ("mean", "cls")
 
     def __init__(

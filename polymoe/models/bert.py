@@ -142,6 +142,8 @@ class Bert(Base):
 
     model_type = "bert"
     default_target_modules = ("query", "value")
+    ia3_target_modules = ("key", "value", "output.dense")
+    ia3_feedforward_modules = ("output.dense",)
 
     def __init__(
         self, config: BertConfig, build: Builder, pooling: str = "mean", name: str = "bert", **options: Any

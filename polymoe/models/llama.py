@@ -140,6 +140,8 @@ class Llama(Base):
 
     poolings = ("last", "mean")
     default_target_modules = ("q_proj", "v_proj")
+    ia3_target_modules = ("k_proj", "v_proj", "down_proj")
+    ia3_feedforward_modules = ("down_proj",)
     output_head = "lm_head"
 
     def __init__(

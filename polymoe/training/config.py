@@ -42,7 +42,8 @@ class TrainingConfig:
     head_learning_rate: float = 1e-2
     """Of classification and regression heads and of the temperature of ``match``."""
     weight_decay: float = 0.01
-    """Of skills and head matrices; routers, biases and the temperature have none."""
+    """Of skills and head matrices; routers, biases and the temperature have none, nor vectors that start as
+    1 and multiply."""
     adam_beta1: float = 0.9
     """Decay of the first moment."""
     adam_beta2: float = 0.999
@@ -148,11 +149,12 @@ class TrainingConfig:
         return cls(**settings)
 
     def learning_rates(self, default: float) -> dict[str, float]:
-        """The rate of each group of parameters; ``default`` is the skills' when ``learning_rate`` is None."""
+        """The rate of each group of parameters; ``default`` is that of skills and gains when
+        ``learning_rate`` is None."""
         skills = default if self.learning_rate is None else self.learning_rate
         head = self.head_learning_rate
         routers = {"router": self.router_learning_rate, "content": self.content_learning_rate}
-        return {**routers, "skills": skills, "heads": head, "objective": head}
+        return {**routers, "skills": skills, "gains": skills, "heads": head, "objective": head}
 
     def warmup(self, total: int) -> int:
         """Number of warm-up steps of a run of ``total`` steps."""

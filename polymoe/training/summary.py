@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 ADAPTER_SETTINGS = (
-    "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
-    "n_skills_pattern", "r", "n_skills", "n_splits", "lora_alpha",
+    "target_modules", "feedforward_modules", "exclude_modules", "layers_to_transform", "rank_pattern",
+    "alpha_pattern", "n_skills_pattern", "r", "n_skills", "n_splits", "lora_alpha",
     "lora_dropout", "temperature", "noise", "gate", "gate_dropout", "average_correction", "init",
     "router", "router_granularity", "experts", "site", "train_experts", "mixing", "task_skills", "task_types",
     "boost", "renormalize", "n_shared", "n_specific", "specific", "ibp_prior", "n_latent_tasks", "pooling",
