@@ -105,3 +105,14 @@ def test_wrong_paths_and_flags_are_one_line(run, tmp_path, capsys):  # noqa: F81
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("default::polymoe.training.RoutingWarning")
+def test_a_warning_of_the_router_is_one_line(tmp_path, base, data, capsys):  # noqa: F811
+    flags = ["--base", base, "--data", data, "--method", "poly", "--router-learning-rate", "1e-6"]
+    capsys.readouterr()
+    assert call("train", *flags, "--batch-size", "8", "--max-steps", "60", "--output", tmp_path / "run") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "alike" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("polymoe train: warning: step ")
+    assert lines[0].endswith("or a method without routing (lora).")

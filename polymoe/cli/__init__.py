@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
+from typing import Any
 
 import polymoe
 from polymoe.cli.about import info, methods
@@ -50,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"polymoe: expected one of {', '.join(VERBS)}, got {args[0]!r}{hint}", file=sys.stderr)
         sys.exit(2)
     try:
-        VERBS[args[0]][0](args[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_warn, args[0])
+            VERBS[args[0]][0](args[1:])
         sys.stdout.flush()
     except TrainingInterrupted as stop:
         go_on = f"to go on:  polymoe train --resume --output {stop.run}"
@@ -68,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if os.environ.get("POLYMOE_TRACEBACK"):
             raise
         sys.exit(1)
+
+
+def _warn(verb: str, message: Warning | str, *where: Any) -> None:
+    """A warning as a line; the place in our code that it came from helps nobody here."""
+    print(f"polymoe {verb}: warning: {message}", file=sys.stderr)
 
 
 def usage() -> str:
