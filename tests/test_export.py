@@ -111,11 +111,12 @@ def test_the_mean_route_of_one_text_is_exact_for_routers_of_whole_texts(base, tm
     assert (result.error < 2e-6) == (method in ("smear", "orchmoe"))
 
 
-@pytest.mark.parametrize("method", ["alter-stage-1", "alter"])
-def test_whole_feed_forwards_are_refused(base, tmp_path, method):
-    model = adapt(base, method, TASKS, task_types=["one", "one", "two"])
+@pytest.mark.parametrize("method", ["alter-stage-1", "alter", "ia3", "mov"])
+def test_what_is_of_no_low_rank_is_refused(base, tmp_path, method):
+    types = {"task_types": ["one", "one", "two"]} if method.startswith("alter") else {}
+    model = adapt(base, method, TASKS, **types)
     for mean_route in (None, TEXTS):
-        with pytest.raises(ValueError, match=r"expected experts of low rank, got CopyExperts: whole blocks"):
+        with pytest.raises(ValueError, match=r"method: expected experts of low rank, got .*no LoRA holds it"):
             export_task(model, "a", "peft", tmp_path / "out", texts=TEXTS, mean_route=mean_route)
     assert not os.listdir(tmp_path)
 
@@ -191,6 +192,19 @@ def test_a_merged_folder_is_a_whole_base_in_float32(tmp_path, dtype):
     }
     plain = read_safetensors(tmp_path / "out/model.safetensors")["embeddings.word_embeddings.weight"]
     np.testing.assert_array_equal(plain, base.embeddings.word_embeddings.weight)
+
+
+def test_a_base_whose_weights_lie_elsewhere_is_not_merged(tmp_path):
+    """Or the merged weights would be written there."""
+    write_bert(tmp_path / "elsewhere")
+    write_bert(tmp_path / "base", pooling="mean_tokens")
+    modules = [{"path": "../elsewhere", "type": "x.Transformer"}]
+    (tmp_path / "base/modules.json").write_text(json.dumps(modules))
+    before = (tmp_path / "elsewhere/model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"modules\.json: expected paths in this folder"):
+        export_task(make(load_base(tmp_path / "base"), "poly"), "a", "merged", tmp_path / "out", texts=TEXTS)
+    assert sorted(os.listdir(tmp_path)) == ["base", "elsewhere"]
+    assert (tmp_path / "elsewhere/model.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["../../etc", "..", "a/b", "a\\b", ".hidden", "über <b>", "c:d"])

@@ -29,7 +29,10 @@ def write_merged(lora: Lora, folder: Path, base_name: Any) -> None:
     source = find_base(base_name)
     if source.is_file():
         raise ValueError(f"base: expected a folder of Hugging Face files to merge into, got {source}")
-    inside = read_sentence_settings(source).transformer.relative_to(source)
+    transformer = read_sentence_settings(source).transformer
+    if not transformer.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{source / 'modules.json'}: expected paths in this folder, got {transformer}")
+    inside = transformer.resolve().relative_to(source.resolve())
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*_LEFT), dirs_exist_ok=True)
     weights = read_weights(source / inside)
     state: dict[str, np.ndarray] = {name: _plain(array) for name, array in weights.items()}

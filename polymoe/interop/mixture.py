@@ -18,6 +18,7 @@ from polymoe import tape
 from polymoe.adapters.inject import Adapter
 from polymoe.adapters.layers import AdapterLayer
 from polymoe.adapters.low_rank import LowRankExperts
+from polymoe.adapters.methods import METHODS
 from polymoe.adapters.model import AdaptedModel
 from polymoe.batch import Batch, Routing, Routings
 from polymoe.interop.lora import Lora, Pair
@@ -31,8 +32,7 @@ def task_lora(model: AdaptedModel, task: str | None, mean_route: Sequence[str] |
     if task is None and adapter.needs_tasks:
         raise ValueError(f"task: expected one of {list(adapter.tasks.names)}, got None")
     ids = None if task is None else np.array([adapter.tasks.id(task)])
-    for layer in adapter.layers.values():
-        _low_rank(layer)
+    _check_low_rank(adapter)
     if mean_route is None:
         routes = {name: _task_route(adapter, layer, ids) for name, layer in adapter.layers.items()}
     else:
@@ -82,7 +82,8 @@ def _mean_routes(model: AdaptedModel, task: str | None, texts: Sequence[str]) ->
 
 def _dense(layer: AdapterLayer, routing: Routing) -> np.ndarray:
     """Weights [rows, Q, S] over all experts, float64: a routing without weights chooses one."""
-    n = len(tape.data_of(_low_rank(layer).factors(None, ONE)[1]))
+    experts: Any = layer.experts
+    n = len(tape.data_of(experts.factors(None, ONE)[1]))
     if routing.weights is None:
         chosen = np.zeros(1, np.int64) if routing.adapter_ids is None else routing.adapter_ids
         one_hot: np.ndarray = np.eye(n)[chosen][:, None]
@@ -95,18 +96,19 @@ def _dense(layer: AdapterLayer, routing: Routing) -> np.ndarray:
     return weights if weights.ndim == 3 else weights[:, None]
 
 
-def _low_rank(layer: AdapterLayer) -> Any:
-    if not isinstance(layer.experts, LowRankExperts):
-        raise ValueError(
-            f"{layer.name}: expected experts of low rank, got {type(layer.experts).__name__}: what "
-            "multiplies or takes the place of the base's own is no update of low rank, and no LoRA holds it"
-        )
-    return layer.experts
+def _check_low_rank(adapter: Adapter) -> None:
+    for layer in adapter.layers.values():
+        if not isinstance(layer.experts, LowRankExperts):
+            what = f"{adapter.config.experts!r} ({METHODS[adapter.config.method].title})"
+            raise ValueError(
+                f"method: expected experts of low rank, got {what}: what they do is no update of low rank to a "
+                "weight, and no LoRA holds it"
+            )
 
 
 def _pair(adapter: Adapter, layer: AdapterLayer, weights: np.ndarray) -> Pair:
     """The experts of a layer under weights [Q, S]."""
-    experts = _low_rank(layer)
+    experts: Any = layer.experts
     dtype = adapter.parameters()[0][1].data.dtype
     A, B, left = experts.factors(weights[None].astype(dtype), ONE)
     A, B = (tape.data_of(part).astype(np.float64) for part in (A, B))
