@@ -1,14 +1,9 @@
 """Every row of the table of methods: gradients through a whole encoder, files, training from the command
 line."""
 
-import json
-
 import numpy as np
 import pytest
-import yaml
-from test_cli import call, write_tasks
 from tiny_bert import tiny_config, tiny_state, write_bert
-from training_base import base_folder, classes
 
 from polymoe import tape
 from polymoe.adapters import METHODS, adapt, configure
@@ -102,7 +97,9 @@ def batch(step=3):
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "poly ibp"])
 def test_gradients_through_two_layers_are_the_derivatives(base64, variant):
     model = make(base64, variant, lora_dropout=0.2, seed=4).train()
-    dy = np.random.default_rng(1).normal(size=(4, 24))
+    dy, rng = np.random.default_rng(1).normal(size=(4, 24)), np.random.default_rng(6)
+    for _, p in model.adapter_parameters():  # away from the zeros of the start, behind which gradients are 0
+        p.data += 0.05 * rng.normal(size=p.shape)
 
     def loss():
         with tape.Tape() as recorded:
@@ -123,14 +120,16 @@ def test_gradients_through_two_layers_are_the_derivatives(base64, variant):
         slope = sum(
             float((p.grad * v).sum()) for p, v in zip(parameters, steps, strict=True) if p.grad is not None
         )
-        for h in (1e-5, -2e-5):
+        for h in (2e-6, -4e-6):
             for p, v in zip(parameters, steps, strict=True):
                 p.data += h * v
             recorded, y = loss()
             values.append(float((tape.data_of(y) * dy).sum()) + recorded.auxiliary_loss())
         for p, v in zip(parameters, steps, strict=True):
-            p.data += 1e-5 * v
-        np.testing.assert_allclose(slope, (values[0] - values[1]) / 2e-5, rtol=2e-5, atol=1e-6, err_msg=name)
+            p.data += 2e-6 * v
+        np.testing.assert_allclose(slope, (values[0] - values[1]) / 4e-6, rtol=2e-5, atol=1e-6, err_msg=name)
+        # A shift of all rows of a softmax moves nothing: SMEAR's has no gradient.
+        assert (abs(slope) > 1e-8) == (not name.endswith("row_shift")), name
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -178,22 +177,6 @@ def test_recomputing_gives_the_same_gradients(base64, variant):
     assert grads[0][0] == grads[1][0]
     for name, grad in grads[0][1].items():
         np.testing.assert_array_equal(grads[1][1][name], grad, err_msg=name)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_from_the_command_line(method, tmp_path, capsys):
-    base, out = base_folder(tmp_path / "base"), tmp_path / "run"
-    (tmp_path / "data").mkdir()
-    data = write_tasks(tmp_path / "data", classes())
-    flags = ["--base", base, "--data", data, "--method", method, "--epochs", "1", "--r", "2"]
-    if "task_types" in NEEDED[method]:
-        flags += ["--task-types", "one", "other"]
-    assert call("train", *flags, "--output", out, "--json") == 0
-    summary = json.loads(capsys.readouterr().out)
-    assert call("evaluate", out, "--json") == 0
-    assert json.loads(capsys.readouterr().out) == summary["evaluation"]
-    assert yaml.safe_load((out / "recipe.yaml").read_text())["method"] == method
-    assert json.loads((out / "adapter" / "polymoe.json").read_text())["method"] == method
 
 
 def test_formulas_are_written_as_people_do():
