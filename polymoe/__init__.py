@@ -17,7 +17,7 @@ from polymoe.functional import batch_invariant, get_batch_invariant, set_batch_i
 from polymoe.interop.peft import load_adapter
 from polymoe.models import load_base
 from polymoe.report import routing_statistics
-from polymoe.training import Trainer, TrainingConfig, load_run
+from polymoe.training import Trainer, TrainingConfig, adapt_run, load_run
 
 __all__ = [
     "AdaptedModel",
@@ -29,6 +29,7 @@ __all__ = [
     "TrainingConfig",
     "adapt",
     "adapt_linear",
+    "adapt_run",
     "batch_invariant",
     "get_batch_invariant",
     "get_isa",

@@ -19,18 +19,33 @@ from polymoe.tape import Node
 
 
 class Parameter(Node):
-    """A trainable array. ``group`` (of ``GROUPS``) selects its learning rate.
+    """A trainable array. ``group`` (of ``GROUPS``) selects its learning rate; ``frozen`` are rows (of the
+    first axis) that are not trained, such as those of tasks that were learnt before.
 
     ``data`` and ``grad`` become views of the flat buffers once :class:`FlatParameters` has collected it;
     gradients are added in place until :meth:`FlatParameters.zero_grad`.
     """
 
-    __slots__ = ("group", "trainable")
+    __slots__ = ("frozen", "group", "trainable")
 
     def __init__(self, data: np.ndarray, group: str = "skills", trainable: bool = True) -> None:
         super().__init__(data)
         self.group = group
         self.trainable = trainable
+        self.frozen = range(0)
+
+    @property
+    def n_trainable(self) -> int:
+        """Numbers that are trained."""
+        return sum(self.data[a:b].size for a, b, trainable in self.pieces() if trainable)
+
+    def pieces(self) -> list[tuple[int, int, bool]]:
+        """(first row, end, whether they are trained) of rows that are, or are not."""
+        rows = len(self.data)
+        if not (self.trainable and self.frozen):
+            return [(0, rows, self.trainable)]
+        a, b = self.frozen.start, self.frozen.stop
+        return [piece for piece in ((0, a, True), (a, b, False), (b, rows, True)) if piece[0] < piece[1]]
 
     def accumulate(self, grad: np.ndarray) -> None:
         """Add a gradient in place."""
@@ -212,7 +227,7 @@ class Embedding(Module):
 
 @dataclass(frozen=True)
 class Segment:
-    """Where a parameter lies in the flat buffer: ``length`` floats from ``offset``."""
+    """Where a parameter lies in the flat buffer, or some rows of it: ``length`` floats from ``offset``."""
 
     name: str
     group: str
@@ -230,7 +245,8 @@ class FlatParameters:
     """All parameters in one aligned float32 buffer, by group, then name; gradients in a second one alike.
 
     The parameters' ``data`` and ``grad`` become views of the buffers. ``segments`` says where each one is:
-    the optimiser, the norm and checkpoints go by them. Gaps between segments are zero and stay so.
+    the optimiser, the norm and checkpoints go by them. A parameter with frozen rows has several segments, by
+    rows ("logits[0:3]"). Gaps between segments are zero and stay so.
     """
 
     def __init__(self, parameters: Sequence[tuple[str, Parameter]]) -> None:
@@ -240,22 +256,23 @@ class FlatParameters:
             if p.group not in GROUPS:
                 raise ValueError(f"{name}: expected a group out of {GROUPS}, got {p.group!r}")
         ordered = sorted(parameters, key=lambda item: (GROUPS.index(item[1].group), item[0]))
-        self.segments: list[Segment] = []
-        offset = 0
-        for name, p in ordered:
-            self.segments.append(Segment(name, p.group, offset, p.data.size, p.data.shape, p.trainable))
-            offset += -(-p.data.size // ALIGN) * ALIGN
-        self.data: np.ndarray = _core.empty(offset, np.dtype(np.float32))
-        self.grad: np.ndarray = _core.empty(offset, np.dtype(np.float32))
+        sizes = [-(-p.data.size // ALIGN) * ALIGN for _, p in ordered]
+        self.data: np.ndarray = _core.empty(sum(sizes), np.dtype(np.float32))
+        self.grad: np.ndarray = _core.empty(sum(sizes), np.dtype(np.float32))
         self.data[:] = 0
         self.grad[:] = 0
+        self.segments: list[Segment] = []
         self.parameters: dict[str, Parameter] = {}
-        for segment, (name, p) in zip(self.segments, ordered, strict=True):
-            view = self.view(self.data, segment)
+        offset = 0
+        for (name, p), size in zip(ordered, sizes, strict=True):
+            self.segments += _segments(name, p, offset)
+            whole = Segment(name, p.group, offset, p.data.size, p.data.shape, p.trainable)
+            view = self.view(self.data, whole)
             view[...] = p.data
             p.data = view
-            p.grad = self.view(self.grad, segment)
+            p.grad = self.view(self.grad, whole)
             self.parameters[name] = p
+            offset += size
 
     def view(self, buffer: np.ndarray, segment: Segment) -> np.ndarray:
         """The part of a flat buffer that belongs to a segment, in its shape."""
@@ -267,3 +284,15 @@ class FlatParameters:
 
     def __len__(self) -> int:
         return sum(s.length for s in self.segments)
+
+
+def _segments(name: str, p: Parameter, offset: int) -> list[Segment]:
+    """The segments of a parameter that starts at ``offset``."""
+    pieces = p.pieces()
+    if len(pieces) == 1:
+        return [Segment(name, p.group, offset, p.data.size, p.data.shape, pieces[0][2])]
+    row = p.data[0].size
+    return [
+        Segment(f"{name}[{a}:{b}]", p.group, offset + a * row, (b - a) * row, p.data[a:b].shape, trainable)
+        for a, b, trainable in pieces
+    ]

@@ -2,7 +2,8 @@
 
 Reading order: methods.py (the table), config.py, parts.py (what routers and experts are), by_task.py,
 by_content.py and by_token.py (routers), low_rank.py and tensor_experts.py (experts), layers.py, inject.py
-and targets.py, model.py; standalone.py for a layer in somebody's own loop, catalog.py for the table as data.
+and targets.py, model.py; extend.py for one more task, standalone.py for a layer in somebody's
+own loop, catalog.py for the table as data.
 """
 
 from polymoe.adapters.config import AdapterConfig

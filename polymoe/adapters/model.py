@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from polymoe.adapters.config import AdapterConfig
+from polymoe.adapters.extend import Tune, add_task
 from polymoe.adapters.inject import Adapter, inject
 from polymoe.adapters.methods import configure
 from polymoe.adapters.start import start_from, succeed
@@ -96,6 +97,22 @@ class AdaptedModel(Module):
             start_from(adapter, sources)
         self._hold(adapter_name, adapter)
 
+    def add_task(self, task: str, tune: Tune = "router", *, seed: int = 0) -> None:
+        """Teach the active adapter one more task, the last of its registry, as
+        :func:`polymoe.adapters.extend.add_task` says. Parameters are new arrays: a trainer or an optimiser
+        of before does not know them."""
+        name = self.active_adapter
+        self.adapters[name] = add_task(self.base, self.adapter, task, tune, seed)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> AdaptedModel:
+        """Switch noise and dropout on (or off); they stay off in an adapter of which nothing is trained."""
+        super().train(mode)
+        for adapter in self.adapters.values():
+            if not any(p.n_trainable for _, p in adapter.parameters()):
+                adapter.eval()
+        return self
+
     def _check_new(self, adapter_name: str) -> None:
         if not isinstance(adapter_name, str) or not adapter_name or "." in adapter_name:
             raise ValueError(f"adapter_name: expected a name without dots, got {adapter_name!r}")
@@ -104,7 +121,7 @@ class AdaptedModel(Module):
 
     def _hold(self, adapter_name: str, adapter: Adapter) -> None:
         self.adapters[adapter_name] = adapter
-        adapter.train(self.training)
+        self.train(self.training)
         if len(self.adapters) == 1:
             self._active = adapter_name
 
@@ -180,7 +197,7 @@ class AdaptedModel(Module):
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """(trainable parameters: those of the active adapter, all parameters: of the base and every
         adapter)."""
-        trainable = sum(p.data.size for _, p in self.adapter_parameters() if p.trainable)
+        trainable = sum(p.n_trainable for _, p in self.adapter_parameters())
         adapters = sum(p.data.size for a in self.adapters.values() for _, p in a.parameters())
         return trainable, count_parameters(self.base) + adapters
 

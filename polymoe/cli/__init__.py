@@ -1,8 +1,9 @@
 """``polymoe <verb>``: results go to stdout (``--json`` for machines), all else to stderr.
 
-A verb is a function of its arguments and a row of VERBS: runs.py has those that make and use runs, inspect.py
-the one that looks into an adapter, exchange.py those that take adapters elsewhere, about.py those that need
-none; flags.py, folders.py and show.py are what they share.
+A verb is a function of its arguments and a row of VERBS: runs.py has those that make and use runs,
+few_shot.py the one that teaches a run a further task, inspect.py the one that looks into an adapter,
+exchange.py those that take adapters elsewhere, about.py those that need none; flags.py, folders.py and
+show.py are what they share.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import polymoe
 from polymoe.cli.about import info, methods
 from polymoe.cli.exchange import convert, export, merge
+from polymoe.cli.few_shot import adapt
 from polymoe.cli.inspect import inspect
 from polymoe.cli.runs import DEMO, demo, evaluate, predict, train
 from polymoe.training import TrainingInterrupted
@@ -27,6 +29,7 @@ __all__ = ["DEMO", "VERBS", "main"]
 VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "demo": (demo, "train one model on eight small tasks that come with polymoe"),
     "train": (train, "train on your tasks"),
+    "adapt": (adapt, "teach a run one more task from a few examples"),
     "evaluate": (evaluate, "metrics of a run, task by task"),
     "predict": (predict, "outputs for texts"),
     "export": (export, "a task of a run as one LoRA: for PEFT, mlx-lm, llama.cpp, or merged into the base"),
@@ -58,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             VERBS[args[0]][0](args[1:])
         sys.stdout.flush()
     except TrainingInterrupted as stop:
-        go_on = f"to go on:  polymoe train --resume --output {stop.run}"
+        verb = "adapt" if args[0] == "adapt" else "train"
+        go_on = f"to go on:  polymoe {verb} --resume --output {stop.run}"
         print(f"polymoe {args[0]}: {stop}\n{go_on}", file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:

@@ -36,6 +36,7 @@ def read_tasks(
     - a .jsonl file whose lines also have a ``task`` and perhaps a ``split``, or one Natural Instructions
       .json file;
     - a list of such paths;
+    - ``{name: Path}``: the task of that name in such a folder or file;
     - ``{name: examples}`` or ``{name: {split: examples}}``, the examples ``(input, output)`` pairs or objects
       as above;
     - an iterable of objects as in the .jsonl file, or ``{split: iterable}`` of them (a mapping is read so
@@ -89,9 +90,7 @@ def _sources(source: Any) -> Sources:
             return _from_records(
                 (part, item) for part, rows in source.items() for item in _rows(rows, f"data[{part!r}]")
             )
-        return {
-            task_name(name, "data"): partial(_from_examples, name, value) for name, value in source.items()
-        }
+        return {task_name(name, "data"): partial(_from_named, name, value) for name, value in source.items()}
     return _from_records((None, item) for item in _rows(source, "data"))
 
 
@@ -155,6 +154,14 @@ def _from_task_files(name: str, files: Mapping[str, Path]) -> Parts:
 def _from_natural_instructions(name: str, path: Path) -> Parts:
     examples, definition = read_natural_instructions(path, name)
     return Parts({WHOLE: examples}, definition)
+
+
+def _from_named(name: str, value: Any) -> Parts:
+    """One task as it stands in a mapping of tasks: where it is, or its examples."""
+    if isinstance(value, os.PathLike):
+        known = _from_path(Path(value))
+        return known[_select([name], known)[0]]()
+    return _from_examples(name, value)
 
 
 def _from_examples(name: str, value: Any) -> Parts:

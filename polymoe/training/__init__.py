@@ -7,6 +7,7 @@ load_run("run").predict(["What a film!"], task="sentiment")
 
 from polymoe.training.callbacks import Callback, MetricsFile, Progress
 from polymoe.training.config import TrainingConfig
+from polymoe.training.few_shot import FewShot, adapt_run
 from polymoe.training.folder import RunFolder
 from polymoe.training.interrupt import TrainingInterrupted
 from polymoe.training.metrics import Evaluation
@@ -31,6 +32,7 @@ __all__ = [
     "Callback",
     "Classify",
     "Evaluation",
+    "FewShot",
     "Match",
     "MetricsFile",
     "Objective",
@@ -43,6 +45,7 @@ __all__ = [
     "Trainer",
     "TrainingConfig",
     "TrainingInterrupted",
+    "adapt_run",
     "load_objective",
     "load_run",
     "make_objective",

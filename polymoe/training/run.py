@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,17 @@ class Run:
     objective: Objective
     recipe: dict[str, Any]
 
+    @property
+    def data(self) -> Any:
+        """Where its data are: a path, paths by task name, or None."""
+        data = self.recipe.get("data")
+        return {name: Path(path) for name, path in data.items()} if isinstance(data, Mapping) else data
+
+    @property
+    def split_seed(self) -> int:
+        """What drew the validation split where the data have none."""
+        return int(self.recipe.get("split_seed", self._setting("seed", 0)))
+
     def evaluate(
         self, data: Any = None, split: str = "test", tasks: Iterable[str] | None = None
     ) -> Evaluation:
@@ -37,13 +48,14 @@ class Run:
         on.
         """
         if data is None:
-            data = self.recipe.get("data")
+            data = self.data
             if data is None:
                 raise ValueError(
                     f"data: expected a folder or tasks ({self.path} does not say where its own are), got None"
                 )
             tasks = self.recipe.get("tasks") if tasks is None else tasks
-        encoded = self.objective.encode(self.model, as_tasks(data, tasks, self._setting("seed", 0)), split)
+        found = as_tasks(data, tasks, self.split_seed)
+        encoded = self.objective.encode(self.model, found, split)
         with batch_invariant(self._setting("batch_invariant") or None):
             return self.objective.evaluate(self.model, encoded)
 

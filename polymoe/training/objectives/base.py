@@ -78,6 +78,29 @@ class Objective(Module):
     def _prepare(self, model: Any, tasks: Mapping[str, TaskData]) -> None:
         raise NotImplementedError
 
+    def add_task(self, model: Any, task: TaskData, shared: bool = True) -> None:
+        """Learn one more task, which the model must know, as :meth:`prepare` would.
+
+        Rows of the other tasks keep their bits and are not trained any more; nor is, with ``shared`` False,
+        what all tasks share. ValueError for a task that it knows.
+        """
+        model.tasks.id(task.name)
+        if task.name in self.task_names:
+            raise ValueError(f"task: expected one besides {list(self.task_names)}, got {task.name!r}")
+        before = dict(self.named_parameters())
+        self._add_task(model, task)
+        for name, p in self.named_parameters():
+            if (old := before[name]) is not p:
+                p.data[: len(old.data)] = old.data
+                p.frozen = range(len(old.data))
+            elif not shared:
+                p.trainable = False
+        self.task_names += (task.name,)
+
+    def _add_task(self, model: Any, task: TaskData) -> None:
+        """Make parameters with rows of a further task the longer."""
+        raise NotImplementedError
+
     def batch(self, model: Any, split: EncodedSplit, indices: np.ndarray, seed: int, step: int) -> Batch:
         """The examples at ``indices`` with their targets, ready for :meth:`loss`."""
         raise NotImplementedError

@@ -40,6 +40,9 @@ class Classify(Objective):
     def _prepare(self, model: Any, tasks: Mapping[str, TaskData]) -> None:
         self._make({name: labels(task) for name, task in tasks.items()}, model.base.hidden_size)
 
+    def _add_task(self, model: Any, task: TaskData) -> None:
+        self._make({**self.labels, task.name: labels(task)}, model.base.hidden_size)
+
     def _make(self, labels: dict[str, tuple[str, ...]], hidden_size: int) -> None:
         self.labels = labels
         ends = np.cumsum([len(own) for own in labels.values()]).tolist()

@@ -54,10 +54,15 @@ class Match(Objective):
         self.log_scale = Parameter(np.full(1, LOG_SCALE, dtype=np.float32), group="objective")
 
     def _prepare(self, model: Any, tasks: Mapping[str, TaskData]) -> None:
-        self.labels = {name: labels(task) if has_labels(task) else None for name, task in tasks.items()}
-        for name, task in tasks.items():
-            if self.labels[name] is None and len({e.output for e in task.train + task.valid}) < 2:
-                labels(task)  # raises: one output only
+        self.labels = {}
+        for task in tasks.values():
+            self._add_task(model, task)
+
+    def _add_task(self, model: Any, task: TaskData) -> None:
+        own = labels(task) if has_labels(task) else None
+        if own is None and len({e.output for e in task.train + task.valid}) < 2:
+            labels(task)  # raises: one output only
+        self.labels[task.name] = own
 
     def candidates(self, task: str, examples: Sequence[Example]) -> list[str]:
         """What an input of ``task`` is compared with: the task's labels, or the distinct outputs of

@@ -39,15 +39,10 @@ class Regress(Objective):
         self.scales: dict[str, tuple[float, float]] = {}  # task -> mean, standard deviation
 
     def _prepare(self, model: Any, tasks: Mapping[str, TaskData]) -> None:
-        scales = {}
-        for name, task in tasks.items():
-            values = numbers(task.train)
-            if not values.size or values.min() == values.max():
-                raise ValueError(
-                    f"{name}: expected at least two different numbers, got {sorted(set(values.tolist()))}"
-                )
-            scales[name] = (float(values.mean()), float(values.std()))
-        self._make(scales, model.base.hidden_size)
+        self._make({name: _scale(task) for name, task in tasks.items()}, model.base.hidden_size)
+
+    def _add_task(self, model: Any, task: TaskData) -> None:
+        self._make({**self.scales, task.name: _scale(task)}, model.base.hidden_size)
 
     def _make(self, scales: dict[str, tuple[float, float]], hidden_size: int) -> None:
         self.scales = scales
@@ -95,6 +90,16 @@ class Regress(Objective):
         self._make(
             {name: tuple(settings["scales"][name]) for name in settings["tasks"]}, model.base.hidden_size
         )
+
+
+def _scale(task: TaskData) -> tuple[float, float]:
+    """Mean and standard deviation of a task's training numbers."""
+    values = numbers(task.train)
+    if not values.size or values.min() == values.max():
+        raise ValueError(
+            f"{task.name}: expected at least two different numbers, got {sorted(set(values.tolist()))}"
+        )
+    return float(values.mean()), float(values.std())
 
 
 class _Saved(NamedTuple):
