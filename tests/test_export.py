@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 from tiny_bert import write_bert
+from tiny_llama import write_llama
 
 from polymoe.adapters import AdaptedModel, adapt
 from polymoe.files import read_safetensors
@@ -66,6 +67,13 @@ def test_an_export_gives_the_embeddings_of_the_model(base, tmp_path, method, to)
     assert result.exact
     assert result.error < 2e-6 < 1e-2 < result.moves
     assert result.lost < 1e-4
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_an_export_of_a_language_model_gives_its_embeddings(tmp_path, to):
+    base = load_base(write_llama(tmp_path / "base"))
+    model = make(base, "poly")
+    assert export_task(model, "b", to, tmp_path / "out", texts=TEXTS).lost < 1e-4
 
 
 def test_ranks_are_those_of_the_method(base):

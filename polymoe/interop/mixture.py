@@ -101,8 +101,8 @@ def _check_low_rank(adapter: Adapter) -> None:
         if not isinstance(layer.experts, LowRankExperts):
             what = f"{adapter.config.experts!r} ({METHODS[adapter.config.method].title})"
             raise ValueError(
-                f"method: expected experts of low rank, got {what}: what they do is no update of low rank to a "
-                "weight, and no LoRA holds it"
+                f"method: expected experts of low rank, got {what}: what they do is no update of low rank to "
+                "a weight, and no LoRA holds it"
             )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from real import minilm_folder
 from tiny_bert import write_bert
+from tiny_llama import write_llama
 
 from polymoe.adapters import adapt
 from polymoe.interop.convert import read_lora
@@ -175,3 +176,21 @@ def test_dare_is_that_of_peft():
     torch.manual_seed(0)
     expected = dare_linear([torch.tensor(a) for a in arrays], torch.tensor(weights), 0.6).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("to", ["peft", "merged"])
+def test_an_export_of_a_language_model_gives_the_same_hidden_states(tmp_path, to):
+    """Also where the q and k of the base have rotary positions and shared heads; and merged."""
+    folder = write_llama(tmp_path / "base")
+    base = load_base(folder)
+    model = make(base, "mhr", n_splits=2, target_modules="all-linear")
+    export_task(model, "b", to, tmp_path / "out", texts=TEXTS)
+
+    def torch_llama(path):
+        return transformers.LlamaForCausalLM.from_pretrained(path, attn_implementation="eager").eval()
+
+    there = torch_llama(tmp_path / "out" if to == "merged" else folder)
+    if to == "peft":
+        there = peft.PeftModel.from_pretrained(there, tmp_path / "out").eval().base_model.model
+    found = hidden(there.model, base, TEXTS)
+    np.testing.assert_allclose(found, ours(model, TEXTS, "b"), rtol=0, atol=1e-5)
