@@ -70,7 +70,7 @@ class AdapterOptions:
     """Whose initial values the skills get."""
     router: str | None = None
     """Another router than the method's: constant, uniform, one_hot, given, task_table, common_specific,
-    task_types, content_softmax, latent_tasks, token_softmax.
+    task_types, content_softmax, latent_tasks, token_softmax, arrow.
     """
     experts: str | None = None
     """Other experts than the method's: lora, shared_A, tensor, vector; at the site feed_forward:

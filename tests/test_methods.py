@@ -51,6 +51,8 @@ VARIANTS = NEEDED | {
     "tensorpoly-i 8": {"order": 8},
     "tensorpoly-ii zero": {"order": 2, "zero_start": True},
     "poly outputs": {"mixing": "outputs"},
+    "arrow": {"train_experts": True},
+    "arrow dense": {"train_experts": True, "top_k": None, "temperature": 0.5},
     "mov sparse": {"top_k": 2},
     "mhr vectors": VECTORS,
     "private vectors": VECTORS,

@@ -18,7 +18,7 @@ TEXTS = {
     "animal": ["the cat sees a small dog", "a dog sleeps", "red", ""],
     "colour": ["the house, the big red house", "blue walks", "a cat!"],
 }
-SMALL = {"tlora": {}, "lora": {}, "private": {}, "tensorpoly-i": {"n_skills": 3}, "mosld": {"n_skills": 3}}
+SMALL = {"tensorpoly-i": {"n_skills": 3}, "mosld": {"n_skills": 3}}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,8 @@ def base(tmp_path_factory):
 
 def make(base, method="poly", tasks=TASKS, **overrides):
     """An adapted tiny base whose routers are far from their start."""
-    sizes = SMALL.get(method, {"n_skills": 4})
+    one = METHODS[method].preset.get("n_skills") == 1
+    sizes = SMALL.get(method, {} if one else {"n_skills": 4})
     if METHODS[method].preset.get("site", "linear") == "linear":
         sizes = {"target_modules": "all-linear"} | sizes
     if METHODS[method].preset.get("router") == "task_types":

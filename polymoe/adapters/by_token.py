@@ -36,11 +36,7 @@ class TokenSoftmax(Router):
         expect(
             config, "mixing", "outputs", f"the router {config.router!r}: a pair for every token is no saving"
         )
-        fewest = min([config.n_skills, *config.n_skills_pattern.values()])
-        if config.top_k is not None and config.top_k > fewest:
-            raise ValueError(
-                f"top_k: expected 1 to {fewest} (the fewest skills of a layer), got {config.top_k}"
-            )
+        check_top_k(config)
         if config.top_k is None and config.balance_loss:
             raise ValueError(f"balance_loss: expected 0 (without top_k), got {config.balance_loss}")
 
@@ -71,3 +67,10 @@ class TokenSoftmax(Router):
     def extra_repr(self) -> str:
         """Sizes."""
         return f"{len(self.weight.data)} skills" + (f", top_k={self.top_k}" if self.top_k else "")
+
+
+def check_top_k(config: AdapterConfig) -> None:
+    """ValueError for a k above the number of skills of a layer."""
+    fewest = min([config.n_skills, *config.n_skills_pattern.values()])
+    if config.top_k is not None and config.top_k > fewest:
+        raise ValueError(f"top_k: expected 1 to {fewest} (the fewest skills of a layer), got {config.top_k}")

@@ -15,6 +15,7 @@
 | mola    | the same, its best 2                    | S pairs | outputs | linear | alpha/r | nothing  |
 | hydralora | softmax of each token                 | one A   | outputs | linear | alpha/r | nothing  |
 | mosld   | the same, its best 2                    | one A   | outputs | linear | alpha/r | nothing  |
+| arrow   | tokens along prototypes, the best 3     | private's, frozen | outputs | linear | alpha/r | none |
 | ia3     | constant                                | 1 vector | factors | linear | 1      | nothing  |
 | mov     | softmax of each token                   | S vectors | outputs | linear | 1     | nothing  |
 | alter-stage-1 | a row for each type of task      | copies  | outputs | feed-forward |  | task types |
@@ -157,6 +158,13 @@ METHODS: dict[str, Method] = {
             "balance_loss": 1e-3,
             "lora_A_dropout": 0.1,
         },
+    ),
+    # Three and the temperature 1 are PEFT's; of fewer experts, all are taken. Nothing is trained.
+    "arrow": Method(
+        "Arrow: private adapters, each token sums those whose strongest direction it lies along",
+        "Ostapenko et al. 2024, arXiv 2405.11157",
+        {"router": "arrow", "mixing": "outputs", "top_k": 3, "train_experts": False},
+        after="private",
     ),
     # The rate is T-Few's, published for Adafactor; AdamW moves a vector as far by it.
     "ia3": Method(

@@ -1,6 +1,7 @@
 """The routers by name. What a router is: :class:`polymoe.adapters.parts.Router`."""
 
 from polymoe.adapters.by_content import ContentSoftmax, LatentTasks
+from polymoe.adapters.by_prototype import Arrow
 from polymoe.adapters.by_task import CommonSpecific, Constant, Given, OneHot, TaskTable, Uniform
 from polymoe.adapters.by_token import TokenSoftmax
 from polymoe.adapters.by_type import TaskTypes
@@ -17,4 +18,5 @@ ROUTERS: dict[str, type[Router]] = {
     "content_softmax": ContentSoftmax,
     "latent_tasks": LatentTasks,
     "token_softmax": TokenSoftmax,
+    "arrow": Arrow,
 }

@@ -9,7 +9,7 @@ import numpy as np
 
 from polymoe.adapters.config import AdapterConfig
 from polymoe.adapters.inject import Adapter
-from polymoe.adapters.methods import configure
+from polymoe.adapters.methods import configure, find_method
 
 INHERITED = (
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "r", "rank_pattern",
@@ -23,8 +23,8 @@ def succeed(
     method: str | AdapterConfig, sources: Sequence[Adapter], overrides: Mapping[str, Any]
 ) -> AdapterConfig:
     """The configuration of an adapter that will :func:`start_from` these: their sizes and places, as many
-    skills as they have experts together, all else as the method and ``overrides`` say. A configuration that
-    is given stays as it is.
+    skills as they have experts together (and a ``top_k`` of the method's own of no more), all else as the
+    method and ``overrides`` say. A configuration that is given stays as it is.
 
     ValueError for sources that differ in sizes or places, and for heads where they are several.
     """
@@ -42,6 +42,8 @@ def succeed(
     taken["target_modules"] = tuple(first.layers)
     taken["layers_to_transform"] = taken["layers_pattern"] = taken["exclude_modules"] = None
     counts = {sum(_experts(source, name) for source in sources) for name in first.layers}
+    if (k := find_method(method).preset.get("top_k")) is not None:
+        taken["top_k"] = min(k, *counts)
     if not first.config.n_skills_pattern:
         taken["n_skills"] = counts.pop()
     elif len(sources) > 1:
