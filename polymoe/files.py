@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -95,6 +96,29 @@ def write_files(folder: PathLike, files: Mapping[str, bytes]) -> None:
         for name in files:
             os.replace(Path(beside, name), folder / name)
     _flush_folder(folder)
+
+
+def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a folder beside ``target`` (folders above it are made) and put it in its place; when
+    it fails, everything is as it was.
+    """
+    made = [folder for folder in target.parents if not folder.exists()]  # the innermost first
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    fresh, old = beside / "new", beside / "old"
+    try:
+        fresh.mkdir()
+        write(fresh)
+        if target.exists():
+            os.rename(target, old)
+        os.rename(fresh, target)
+    finally:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        shutil.rmtree(beside, ignore_errors=True)
+        if not target.exists():
+            for folder in made:
+                folder.rmdir()
 
 
 def json_bytes(value: Any) -> bytes:

@@ -156,7 +156,7 @@ def test_a_failed_check_removes_the_output(base, tmp_path, monkeypatch):
 
     monkeypatch.setattr(export, "_write", lossy)
     with pytest.raises(RuntimeError, match="expected embeddings within 1e-05 of the model's, got"):
-        export_task(model, "a", "peft", tmp_path / "out", texts=TEXTS)
+        export_task(model, "a", "peft", tmp_path / "some/where/out", texts=TEXTS)
     assert not os.listdir(tmp_path)
 
 

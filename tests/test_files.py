@@ -79,3 +79,25 @@ def test_broken_json_is_an_error_that_names_the_file(tmp_path):
         files.read_json(tmp_path / "c.json")
     with pytest.raises(ValueError):
         files.json_bytes({"loss": float("nan")})
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "some/where/target"
+
+    def write(folder):
+        (folder / "file").write_text("new")
+
+    def fail(folder):
+        write(folder)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        files.replace_folder(target, fail)
+    assert not list(tmp_path.iterdir())
+    files.replace_folder(target, lambda folder: (folder / "file").write_text("old"))
+    with pytest.raises(OSError, match="disk full"):
+        files.replace_folder(target, fail)
+    assert (target / "file").read_text() == "old"
+    files.replace_folder(target, write)
+    assert (target / "file").read_text() == "new"
+    assert [path.name for path in target.parent.iterdir()] == ["target"]

@@ -6,8 +6,6 @@ Whatever is written is read again and compared with the model on texts before it
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 
 from polymoe.adapters.model import AdaptedModel
 from polymoe.data import read_tasks
-from polymoe.files import PathLike
+from polymoe.files import PathLike, replace_folder
 from polymoe.interop.gguf import model_config, read_gguf, write_gguf
 from polymoe.interop.lora import Lora
 from polymoe.interop.merged import write_merged
@@ -125,7 +123,7 @@ def folder_name(task: str | None) -> str:
 
 
 def put_folder(target: Path, write: Callable[[Path], None], overwrite: bool) -> None:
-    """Let ``write`` fill a folder beside ``target`` and put it there; when it fails, nothing has changed.
+    """:func:`~polymoe.files.replace_folder` for a folder that a user named.
 
     FileExistsError for a target that is there, unless it is an adapter or a model and ``overwrite``.
     """
@@ -136,16 +134,7 @@ def put_folder(target: Path, write: Callable[[Path], None], overwrite: bool) -> 
         if not (overwrite and ours):
             hint = "--overwrite replaces it" if ours else "which is no adapter"
             raise FileExistsError(f"output: expected a new folder, got {target} ({hint})")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        (fresh := beside / "new").mkdir()
-        write(fresh)
-        if target.exists():
-            target.rename(beside / "old")
-        fresh.rename(target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    replace_folder(target, write)
 
 
 def _write(lora: Lora, to: str, folder: Path, base: Any) -> None:

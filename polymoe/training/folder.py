@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from polymoe.files import write_bytes, write_json
+from polymoe.files import replace_folder, write_bytes, write_json
 
 
 class RunFolder:
@@ -137,22 +137,6 @@ class RunFolder:
 
     def _parts(self) -> tuple[Path, ...]:
         return self.recipe, self.summary, self.metrics, self.checkpoints, self.adapter
-
-
-def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a folder beside ``target`` and put it in its place; when it fails, ``target`` is
-    as it was.
-    """
-    beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        fresh, old = beside / "new", beside / "old"
-        fresh.mkdir()
-        write(fresh)
-        if target.exists():
-            os.rename(target, old)
-        os.rename(fresh, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _order(checkpoint: Path) -> tuple[int, ...]:

@@ -15,13 +15,14 @@ from typing import Any, Literal
 import numpy as np
 
 from polymoe.adapters.methods import learning_rate
+from polymoe.files import replace_folder
 from polymoe.functional import batch_invariant
 from polymoe.nn import FlatParameters
 from polymoe.tape import Tape, data_of
 from polymoe.training.callbacks import Callback, MetricsFile, Progress
 from polymoe.training.checkpoints import State, load_parameters, load_training, save_training
 from polymoe.training.config import TrainingConfig
-from polymoe.training.folder import RunFolder, replace_folder
+from polymoe.training.folder import RunFolder
 from polymoe.training.interrupt import Interrupt, TrainingInterrupted
 from polymoe.training.objectives import Objective, make_objective
 from polymoe.training.optim import AdamW
