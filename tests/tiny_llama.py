@@ -128,3 +128,71 @@ def numpy_llama(config: dict[str, Any], state: dict[str, np.ndarray], ids: np.nd
         x = x + dense(gate / (1 + np.exp(-gate)) * dense(n, layer + "mlp.up_proj"), layer + "mlp.down_proj")
     head = "model.embed_tokens" if config["tie_word_embeddings"] else "lm_head"
     return norm(x, "model.norm") @ w[head + ".weight"].T
+
+
+def write_gguf(
+    path: Path,
+    config: dict[str, Any],
+    state: dict[str, np.ndarray],
+    *,
+    quantization: str = "F32",
+    fields: dict[str, Any] | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
+) -> Path:
+    """A GGUF file of a tiny Llama as llama.cpp's converter lays it out; returns it.
+
+    ``fields`` replaces metadata (None leaves a field out), ``tensors`` are more of them, as they are.
+    """
+    import gguf
+
+    arch = "qwen2" if config["model_type"] == "qwen2" else "llama"
+    writer = gguf.GGUFWriter(path, arch)
+    tokens = byte_level_tokens()
+    sizes = {
+        "block_count": config["num_hidden_layers"],
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": config["num_attention_heads"],
+        "attention.head_count_kv": config["num_key_value_heads"],
+        "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        "rope.freq_base": config["rope_theta"],
+    }
+    metadata: dict[str, Any] = {f"{arch}.{name}": value for name, value in sizes.items()} | {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)),
+        "tokenizer.ggml.merges": MERGES,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.add_bos_token": True,
+    }
+    for key, value in (metadata | (fields or {})).items():
+        add = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+        }
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        elif value is not None:
+            add[type(value)](key, value)
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    for name, tensor in state.items():
+        part, _, kind = name.rpartition(".")
+        n = heads.get(part.rpartition(".")[2])
+        if n is not None and arch == "llama":  # the rows of the two halves of a head in turn
+            halves = tensor.reshape(n, 2, -1, *tensor.shape[1:])
+            tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
+        key = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 99).get_name(part)
+        stored = gguf.GGMLQuantizationType[quantization if tensor.ndim == 2 else "F32"]
+        writer.add_tensor(f"{key}.{kind}", gguf.quants.quantize(tensor, stored), raw_dtype=stored)
+    for key, tensor in (tensors or {}).items():
+        writer.add_tensor(key, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
