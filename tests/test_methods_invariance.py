@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import tiny_llama
 from cases import lengths_to_cu_seqlens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import call
-from test_methods import LOW_RANK, VARIANTS
+from test_methods import LOW_RANK, NEEDED, VARIANTS
 from tiny_bert import tiny_config, tiny_state
 from training_base import make_trainer
 
@@ -24,8 +25,9 @@ from polymoe import tape
 from polymoe.adapters import adapt, configure
 from polymoe.adapters.experts import EXPERTS
 from polymoe.batch import Batch
-from polymoe.models import BertConfig
+from polymoe.models import BertConfig, LlamaConfig
 from polymoe.models.bert import Bert
+from polymoe.models.llama import Llama
 from polymoe.training import load_run
 
 BOUND = 1e-5
@@ -67,9 +69,12 @@ def regrouped(draw: Any) -> Regrouped:
 
 @cache
 def model(variant: str, dropout: float = 0.0) -> Any:
-    """Every parameter random, so that nothing is 0 and no two experts are alike."""
     config = tiny_config(max_position_embeddings=LONGEST)
-    base = Bert.from_state(BertConfig.from_dict(config), tiny_state(config))
+    return adapted(Bert.from_state(BertConfig.from_dict(config), tiny_state(config)), variant, dropout)
+
+
+def adapted(base: Any, variant: str, dropout: float) -> Any:
+    """Every parameter random, so that nothing is 0 and no two experts are alike."""
     method = variant.split()[0]
     config = configure(method, **VARIANTS[variant])
     fields = {"target_modules": EXPERTS[config.experts].usual_targets}
@@ -158,6 +163,18 @@ def test_gradients_of_a_batch_are_the_sum_of_those_of_its_examples(variant: str,
         )
         for other in (each, split):
             np.testing.assert_allclose(sum(g[name] for g in other), grad, rtol=0, atol=bound, err_msg=name)
+
+
+@pytest.mark.parametrize("method", NEEDED)
+def test_a_decoder_gives_the_same_bits_in_any_batch(method: str) -> None:
+    config = tiny_llama.tiny_config(max_position_embeddings=LONGEST)
+    base = Llama.from_state(LlamaConfig.from_dict(config), tiny_llama.tiny_state(config))
+    made = adapted(base, method, 0.0).eval()
+    examples = [Example(length, task, task) for task, length in enumerate((3, 150, 1))]
+    with polymoe.batch_invariant():
+        together = tape.data_of(made(batch(examples)))
+        alone = [tape.data_of(made(batch([e]))) for e in examples]
+    np.testing.assert_array_equal(np.concatenate(alone), together)
 
 
 def test_a_run_predicts_the_same_bits_for_a_text_alone(tmp_path: Any, capsys: Any) -> None:
