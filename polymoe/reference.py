@@ -530,18 +530,23 @@ def attention(
     scale: Any = None,
     causal: bool = False,
     n_kv_heads: Any = None,
+    cu_seqlens_k: Any = None,
+    key_lengths: Any = None,
 ) -> Pair:
     out, hd = np.zeros_like(q), q.shape[1] // n_heads
     scale = 1 / math.sqrt(hd) if scale is None else scale
     share = n_heads // (n_kv_heads or n_heads)  # heads of q for one of k and v
+    starts = np.asarray(cu_seqlens if cu_seqlens_k is None else cu_seqlens_k)
+    lengths = np.diff(starts) if key_lengths is None else key_lengths
     probabilities = []
-    for a, b in pairwise(cu_seqlens):
+    for (a, b), first, n_keys in zip(pairwise(cu_seqlens), starts, lengths, strict=False):
         if a == b:
             continue
         for h in range(n_heads):
-            at, kv = ((slice(a, b), slice(i * hd, (i + 1) * hd)) for i in (h, h // share))
+            at = slice(a, b), slice(h * hd, (h + 1) * hd)
+            kv = slice(first, first + n_keys), slice(h // share * hd, (h // share + 1) * hd)
             x = scale * q[at] @ k[kv].T
-            x = np.where(np.triu(np.ones((b - a, b - a), bool), 1), -np.inf, x) if causal else x
+            x = np.where(np.triu(np.ones(x.shape, bool), 1 + n_keys - (b - a)), -np.inf, x) if causal else x
             p = np.exp(x - x.max(axis=1, keepdims=True))
             p = p / p.sum(axis=1, keepdims=True)
             out[at] = p @ v[kv]

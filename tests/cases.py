@@ -678,6 +678,41 @@ def attention_cases() -> Iterator[Case]:
         q, k, v = (rng.normal(size=(20, 6)) for _ in range(3))
         return {"q": q, "k": k, "v": v, "cu_seqlens": np.array([0, 20]), "n_heads": 2, "scale": 0.3}
 
+    for name, queries, rooms, keys, h, kv in (
+        ("new tokens", [1, 1, 1], [5, 40, 9], [3, 33, 9], 4, 2),
+        ("several new", [3, 0, 33, 2], [3, 4, 70, 90], [3, 2, 65, 90], 2, 2),
+        ("room left over", [1, 2], [7, 8], None, 3, 1),
+        ("cached", [1] * 40, [700] * 40, [650] * 40, 4, 4),
+    ):
+        for causal in (False, True):
+
+            def cached(
+                rng: np.random.Generator,
+                queries: list[int] = queries,
+                rooms: list[int] = rooms,
+                keys: list[int] | None = keys,
+                h: int = h,
+                kv: int = kv,
+                causal: bool = causal,
+            ) -> Args:
+                q, (k, v) = rng.normal(size=(sum(queries), h * 8)), rng.normal(size=(2, sum(rooms), kv * 8))
+                args = {"q": 2 * q, "k": k, "v": v, "n_heads": h, "n_kv_heads": kv, "causal": causal}
+                offsets = {"cu_seqlens": queries, "cu_seqlens_k": rooms}
+                args |= {name: lengths_to_cu_seqlens(lengths) for name, lengths in offsets.items()}
+                return args if keys is None else {**args, "key_lengths": np.array(keys)}
+
+            yield Case(
+                "attention",
+                f"{name} H={h}/{kv}{' causal' if causal else ''}",
+                cached,
+                ("q", "k", "v"),
+                {"float32": 4e-6, "float64": 1e-13},
+                32.0 * h * sum(a * b for a, b in zip(queries, keys or rooms, strict=True)),
+                64.0 * kv * sum(keys or rooms),
+                floor=1.0,
+                big=name == "cached",
+            )
+
     yield Case("attention", "scale", scaled, ("q", "k", "v"), {"float32": 4e-6, "float64": 1e-13}, floor=1.0)
 
 

@@ -218,7 +218,31 @@ FRIENDLY = [
         F.attention,
         (f32(5, 6), f32(4, 6), f32(5, 6), [0, 5], 2),
         ValueError,
-        "k: expected shape (5, any), got (4, 6)",
+        "v: expected shape (4, 6), got (5, 6)",
+    ),
+    Bad(
+        F.attention,
+        (f32(5, 6), f32(4, 6), f32(4, 6), [0, 5], 2),
+        ValueError,
+        "cu_seqlens_k: expected offsets that start at 0, never fall and end at 4, got others",
+    ),
+    Bad(
+        F.attention,
+        (f32(2, 6), f32(4, 6), f32(4, 6), [0, 1, 2], 2, None, False, None, [0, 0, 4]),
+        ValueError,
+        "cu_seqlens_k: expected 1 to 0 keys in example 0, got 0",
+    ),
+    Bad(
+        F.attention,
+        (f32(4, 6), f32(5, 6), f32(5, 6), [0, 4], 2, None, True, None, [0, 5], [3]),
+        ValueError,
+        "key_lengths: expected 4 to 5 keys in example 0, got 3",
+    ),
+    Bad(
+        F.attention,
+        (f32(4, 6), f32(5, 6), f32(5, 6), [0, 4], 2, None, False, None, [0, 5], [6]),
+        ValueError,
+        "key_lengths: expected 1 to 5 keys in example 0, got 6",
     ),
     Bad(
         F.attention,
@@ -352,7 +376,7 @@ STRICT = [
     ),
     Bad(
         _core.attention_bwd,
-        (*[f32(2, 4)] * 5, f32(3, 2), i64(0, 2), 2, 2, 1.0, 0, *[f32(2, 4)] * 3),
+        (*[f32(2, 4)] * 5, f32(3, 2), i64(0, 2), i64(0, 2), None, 2, 2, 1.0, 0, *[f32(2, 4)] * 3),
         ValueError,
         "lse: expected shape (2, 2), got (3, 2)",
     ),
@@ -424,7 +448,7 @@ def test_refusals_leak_no_references(bad: Bad) -> None:
 GOOD: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
     (_core.add, (f32(3), f32(3), f32(3))),
     (_core.layer_norm_bwd, (f32(2, 3), f32(2, 3), None, f32(3), f32(2), f32(2), f32(2, 3), None, f32(3))),
-    (_core.attention_fwd, (*[f32(3, 4)] * 3, i64(0, 3), 2, 2, 1.0, 0, f32(3, 4), f32(2, 3))),
+    (_core.attention_fwd, (*[f32(3, 4)] * 3, i64(0, 3), i64(0, 3), None, 2, 2, 1.0, 0, f32(3, 4), f32(2, 3))),
     (_core.rms_norm_bwd, (f32(2, 3), f32(2, 3), f32(3), f32(2), f32(2, 3), f32(3))),
     (_core.rope, (f32(2, 4), f32(5, 2), f32(5, 2), i64(0, 4), 0, f32(2, 4))),
     (_core.cross_entropy_fwd, (f32(2, 3), i64(0, 1), None, None, None, f32(1), f32(2), f32(2))),

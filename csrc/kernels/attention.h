@@ -1,5 +1,5 @@
-/* attention.h -- softmax attention of one example and one head of keys, which M heads of queries share; query i looks at
- * keys j (j <= i where causal).
+/* attention.h -- softmax attention of one example and one head of keys, which M heads of queries share; the L queries look at
+ * Lk keys; where causal, they are the last of those Lk tokens, and query i looks at keys j <= i + Lk - L.
  *   S[i,j] = scale <q_i, k_j>    lse_i = log sum_j exp S[i,j]    P = exp(S - lse)    out_i = sum_j P[i,j] v_j
  *   dP[i,j] = <dout_i, v_j>    dS = P (dP - <dout_i, out_i>)    dq = scale dS K    dk = scale dS^T Q    dv = P^T dout
  * q out dq dout [L,M,d], row stride ld   k v dk dv [L,d], row stride ldkv   lse [M,L], row stride ldlse. dk and dv are sums
@@ -9,36 +9,38 @@
 
 /* Values of scratch: the sum of the cuts in the two kernels. Rows of scores are a line longer than the keys, so that
  * they do not lie powers of two apart. */
-static void FN(attention_scratch)(ptrdiff_t L, ptrdiff_t d, int backward, ptrdiff_t *restrict values)
+static void FN(attention_scratch)(ptrdiff_t Lk, ptrdiff_t d, int backward, ptrdiff_t *restrict values)
 {
-    const ptrdiff_t keys = ROUND_UP(L, TILE_WIDTH), wide = ROUND_UP(d, TILE_WIDTH), ldS = keys + PANEL;
+    const ptrdiff_t keys = ROUND_UP(Lk, TILE_WIDTH), wide = ROUND_UP(d, TILE_WIDTH), ldS = keys + PANEL;
     *values = backward ? 2 * keys * d + 3 * keys * wide + BLOCK * (3 * wide + 2 * ldS)
                        : keys * (d + wide) + BLOCK * (2 * wide + ldS);
 }
 
-static void FN(attention_fwd)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t M, ptrdiff_t ld, ptrdiff_t ldkv,
-                              ptrdiff_t ldlse, const real *restrict q, const real *restrict k,
+static void FN(attention_fwd)(ptrdiff_t L, ptrdiff_t Lk, ptrdiff_t d, ptrdiff_t M, ptrdiff_t ld,
+                              ptrdiff_t ldkv, ptrdiff_t ldlse, const real *restrict q, const real *restrict k,
                               const real *restrict v, real scale, int causal, real *restrict scratch,
                               real *restrict out, real *restrict lse)
 {
-    const ptrdiff_t keys = ROUND_UP(L, TILE_WIDTH), wide = ROUND_UP(d, TILE_WIDTH), ldS = keys + PANEL;
+    const ptrdiff_t keys = ROUND_UP(Lk, TILE_WIDTH), wide = ROUND_UP(d, TILE_WIDTH), ldS = keys + PANEL;
+    const ptrdiff_t before = Lk - L; /* keys that come before the first query */
     real *KT = scratch, *V = KT + keys * d;
     real *Q = V + keys * wide, *O = Q + BLOCK * wide, *S = O + BLOCK * wide;
-    FN(fetch_first)(L, d, ldkv, k);
-    FN(fetch_first)(L, d, ldkv, v);
-    FN(copy_transposed)(L, d, ldkv, k, KT);
-    FN(copy_rows)(L, d, wide, ldkv, v, 1, V);
+    FN(fetch_first)(Lk, d, ldkv, k);
+    FN(fetch_first)(Lk, d, ldkv, v);
+    FN(copy_transposed)(Lk, d, ldkv, k, KT);
+    FN(copy_rows)(Lk, d, wide, ldkv, v, 1, V);
     for (ptrdiff_t h = 0; h < M; h++, q += d, out += d, lse += ldlse) {
         FN(fetch_first)(L, d, ld, q);
         for (ptrdiff_t i0 = 0; i0 < L; i0 += BLOCK) {
-            const ptrdiff_t m = L - i0 < BLOCK ? L - i0 : BLOCK, n = causal ? i0 + m : L;
+            const ptrdiff_t m = L - i0 < BLOCK ? L - i0 : BLOCK, n = causal ? before + i0 + m : Lk;
             real inverse[BLOCK];
             FN(copy_rows)(m, d, wide, ld, q + i0 * ld, scale, Q);
             FN(product)(m, n, d, Q, wide, KT, TILE_WIDTH, d * TILE_WIDTH, S, ldS);
             for (ptrdiff_t i = 0; i < m; i++) {
                 real *s = S + i * ldS;
                 vec top = FN(splat)(-INFINITY), sum = { 0 };
-                for (ptrdiff_t j = causal ? i0 + i + 1 : n; j < ROUND_UP(n, LANES); j++) s[j] = -INFINITY;
+                for (ptrdiff_t j = causal ? before + i0 + i + 1 : n; j < ROUND_UP(n, LANES); j++)
+                    s[j] = -INFINITY;
                 for (ptrdiff_t j = 0; j < n; j += LANES) top = FN(vmax)(*(const vec *)(s + j), top);
                 const real highest = FN(vtop)(top);
                 for (ptrdiff_t j = 0; j < n; j += LANES) {
@@ -57,26 +59,27 @@ static void FN(attention_fwd)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t M, ptrdiff_t l
     }
 }
 
-static void FN(attention_bwd)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t M, ptrdiff_t ld, ptrdiff_t ldkv,
-                              ptrdiff_t ldlse, const real *restrict q, const real *restrict k,
+static void FN(attention_bwd)(ptrdiff_t L, ptrdiff_t Lk, ptrdiff_t d, ptrdiff_t M, ptrdiff_t ld,
+                              ptrdiff_t ldkv, ptrdiff_t ldlse, const real *restrict q, const real *restrict k,
                               const real *restrict v, const real *restrict out, const real *restrict lse,
                               const real *restrict dout, real scale, int causal, real *restrict scratch,
                               real *restrict dq, real *restrict dk, real *restrict dv)
 {
-    const ptrdiff_t keys = ROUND_UP(L, TILE_WIDTH), wide = ROUND_UP(d, TILE_WIDTH), ldS = keys + PANEL;
+    const ptrdiff_t keys = ROUND_UP(Lk, TILE_WIDTH), wide = ROUND_UP(d, TILE_WIDTH), ldS = keys + PANEL;
+    const ptrdiff_t before = Lk - L; /* keys that come before the first query */
     real *KT = scratch, *VT = KT + keys * d;
     real *Kr = VT + keys * d, *dK = Kr + keys * wide, *dV = dK + keys * wide;
     real *Q = dV + keys * wide, *dO = Q + BLOCK * wide, *dQ = dO + BLOCK * wide;
     real *P = dQ + BLOCK * wide, *dS = P + BLOCK * ldS;
-    FN(fetch_first)(L, d, ldkv, k);
-    FN(fetch_first)(L, d, ldkv, v);
-    FN(copy_transposed)(L, d, ldkv, k, KT);
-    FN(copy_transposed)(L, d, ldkv, v, VT);
-    FN(copy_rows)(L, d, wide, ldkv, k, scale, Kr);
+    FN(fetch_first)(Lk, d, ldkv, k);
+    FN(fetch_first)(Lk, d, ldkv, v);
+    FN(copy_transposed)(Lk, d, ldkv, k, KT);
+    FN(copy_transposed)(Lk, d, ldkv, v, VT);
+    FN(copy_rows)(Lk, d, wide, ldkv, k, scale, Kr);
     memset(dK, 0, (size_t)(2 * keys * wide) * sizeof(real));
     for (ptrdiff_t h = 0; h < M; h++, q += d, out += d, lse += ldlse, dout += d, dq += d) {
         for (ptrdiff_t i0 = 0; i0 < L; i0 += BLOCK) {
-            const ptrdiff_t m = L - i0 < BLOCK ? L - i0 : BLOCK, n = causal ? i0 + m : L;
+            const ptrdiff_t m = L - i0 < BLOCK ? L - i0 : BLOCK, n = causal ? before + i0 + m : Lk;
             FN(fetch_first)(m, d, ld, out + i0 * ld);
             FN(copy_rows)(m, d, wide, ld, q + i0 * ld, scale, Q);
             FN(copy_rows)(m, d, wide, ld, dout + i0 * ld, 1, dO);
@@ -98,7 +101,7 @@ static void FN(attention_bwd)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t M, ptrdiff_t l
                     *(vec *)(p + j) = e;
                     *(vec *)(ds + j) = e * (*(const vec *)(ds + j) - delta);
                 }
-                for (ptrdiff_t j = i0 + i + 1; causal && j < n; j++) p[j] = ds[j] = 0;
+                for (ptrdiff_t j = before + i0 + i + 1; causal && j < n; j++) p[j] = ds[j] = 0;
             }
             FN(product)(m, d, n, dS, ldS, Kr, wide, TILE_WIDTH, dQ, wide);
             FN(product_transposed)(n, d, m, P, ldS, dO, wide, TILE_WIDTH, dV, wide);
@@ -107,7 +110,7 @@ static void FN(attention_bwd)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t M, ptrdiff_t l
                 memcpy(dq + (i0 + i) * ld, dQ + i * wide, (size_t)d * sizeof(real));
         }
     }
-    for (ptrdiff_t j = 0; j < L; j++) {
+    for (ptrdiff_t j = 0; j < Lk; j++) {
         memcpy(dk + j * ldkv, dK + j * wide, (size_t)d * sizeof(real));
         memcpy(dv + j * ldkv, dV + j * wide, (size_t)d * sizeof(real));
     }

@@ -128,14 +128,14 @@ void pm_check_index(const int64_t *index, ptrdiff_t n, ptrdiff_t end, const char
         }
 }
 
-void pm_check_cu_seqlens(const int64_t *cu_seqlens, ptrdiff_t B, ptrdiff_t N)
+void pm_check_offsets(const int64_t *offsets, ptrdiff_t B, ptrdiff_t N, const char *name)
 {
-    if (PyErr_Occurred() || !cu_seqlens) return;
-    int good = B >= 0 && cu_seqlens[0] == 0 && cu_seqlens[B] == N;
-    for (ptrdiff_t b = 0; good && b < B; b++) good = cu_seqlens[b] <= cu_seqlens[b + 1];
+    if (PyErr_Occurred() || !offsets) return;
+    int good = B >= 0 && offsets[0] == 0 && offsets[B] == N;
+    for (ptrdiff_t b = 0; good && b < B; b++) good = offsets[b] <= offsets[b + 1];
     if (!good)
         PyErr_Format(PyExc_ValueError,
-                     "cu_seqlens: expected offsets that start at 0, never fall and end at %zd, got others",
+                     "%s: expected offsets that start at 0, never fall and end at %zd, got others", name,
                      (Py_ssize_t)N);
 }
 

@@ -24,9 +24,10 @@ const void *pm_in_or_none(PyObject *o, const char *name, int type, int ndim, ...
 void *pm_out_or_none(PyObject *o, const char *name, int type, int ndim, ...);
 ptrdiff_t pm_int(PyObject *o, const char *name);
 double pm_double(PyObject *o, const char *name);
-/* Every index in [0, end); cu_seqlens starts at 0, never falls, ends at N. */
+/* Every index in [0, end); offsets start at 0, never fall, end at N. */
 void pm_check_index(const int64_t *index, ptrdiff_t n, ptrdiff_t end, const char *name);
-void pm_check_cu_seqlens(const int64_t *cu_seqlens, ptrdiff_t B, ptrdiff_t N);
+void pm_check_offsets(const int64_t *offsets, ptrdiff_t B, ptrdiff_t N, const char *name);
+#define pm_check_cu_seqlens(cu_seqlens, B, N) pm_check_offsets(cu_seqlens, B, N, "cu_seqlens")
 int pm_nargs(Py_ssize_t got, Py_ssize_t expected,
              const char *name); /* -1 with a TypeError when they differ */
 
