@@ -18,8 +18,8 @@ from polymoe.training.summary import default_recipe
 from polymoe.training.tasks import as_tasks
 from polymoe.training.trainer import Trainer
 
-DEFAULTS = TrainingConfig(max_steps=200, batch_size=8, eval_steps=20)
-"""Settings of few-shot training: 200 steps of 8 examples; the rates are those of any run."""
+DEFAULTS = TrainingConfig(max_steps=100, batch_size=8, eval_steps=20)
+"""Settings of few-shot training: 100 steps of 8 examples; the rates are those of any run."""
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,19 @@ def test_a_folder_of_ours_computes_the_same_in_peft(folder, base, tmp_path, case
     assert np.abs(ours - base(batch())).max() > 0.01
 
 
+@pytest.mark.parametrize("tune", ["router", "head"])
+def test_an_adapter_that_learnt_one_more_task_computes_the_same_in_peft(folder, base, tmp_path, tune):
+    model = adapt(base, "mhr", ["a", "b"], r=2, n_splits=2, init_weights=False, noise="off")
+    model.add_task("c", tune)
+    for name, parameter in model.adapter_parameters():
+        if name.endswith("logits"):
+            parameter.data += np.arange(3)[:, None, None]  # they start too close to be told apart
+    model.save_adapter(tmp_path)
+    with torch.inference_mode():
+        expected = their_output(from_torch(folder, tmp_path), True).numpy()
+    np.testing.assert_allclose(model(batch()), expected, rtol=0, atol=2e-5)
+
+
 def peft_config(method, **options):
     shared = {
         "r": 4,
