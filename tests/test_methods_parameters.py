@@ -71,7 +71,7 @@ def test_c_poly_counts_tables_and_v():
 
 @pytest.mark.parametrize(("method", "shared"), [("alter-stage-1", 0), ("alter", 3)])
 def test_alter_counts_whole_feed_forwards(method, shared):
-    """Of T5-base (768, 3072, no biases): (N + N_s) feed-forwards, 3 N weights, and 4 d^2 + 4 d of the gate."""
+    """Of T5-base (768, 3072, no biases): (N + N_s) feed-forwards, 3 N weights, 4 d^2 + 4 d of the gate."""
     projections = (("up", 768, 3072, False), ("down", 3072, 768, False))
     site = Site("feed_forward", 768, 768, 3, projections=projections)
     fields = {"task_types": ("classification", "nli", "generation"), "n_skills": 5}
