@@ -95,8 +95,8 @@ def batch(step=3):
     return Batch(np.array([0, 3, 4, 9, 11]), np.arange(11) + 5, ids, np.arange(4) + 20, seed=5, step=step)
 
 
-# The prior's gradient passes a threshold: it is the derivative of nothing.
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "poly ibp"])
+# The prior's gradient passes a threshold, and Arrow's routing is taken as it is: no derivatives of the whole.
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "poly ibp" and not v.startswith("arrow")])
 def test_gradients_through_two_layers_are_the_derivatives(base64, variant):
     model = make(base64, variant, lora_dropout=0.2, seed=4).train()
     dy, rng = np.random.default_rng(1).normal(size=(4, 24)), np.random.default_rng(6)
@@ -130,8 +130,7 @@ def test_gradients_through_two_layers_are_the_derivatives(base64, variant):
         for p, v in zip(parameters, steps, strict=True):
             p.data += 2e-6 * v
         np.testing.assert_allclose(slope, (values[0] - values[1]) / 4e-6, rtol=2e-5, atol=1e-6, err_msg=name)
-        # A shift of all rows of a softmax moves nothing: SMEAR's has no gradient.
-        assert (abs(slope) > 1e-8) == (not name.endswith("row_shift")), name
+        assert abs(slope) > 1e-8, name
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -21,18 +21,19 @@ class ContentSoftmax(Router):
 
         w = softmax(LN(mean of the tokens) . LN'(row s))        LN' starts with the scale 1e-2
 
-    ``weight`` [S, D], group "content". Both LayerNorms have a scale and a shift that are learnt; that the
-    rows' is the one with 1e-2 is our reading. Muqeeth et al. 2023, arXiv 2306.03745.
+    ``weight`` [S, D], group "content". Both LayerNorms have a scale that is learnt, the tokens' also a shift;
+    one of the rows would move all logits alike. That the rows' scale is the one with 1e-2 is our reading.
+    Muqeeth et al. 2023, arXiv 2306.03745.
     """
 
     axis = "example"
     fields = frozenset({"stop_router_gradient"})
-    formula = "S D + 4 D"
+    formula = "S D + 3 D"
 
     @staticmethod
     def shapes(config: AdapterConfig, site: Site) -> Shapes:
-        """Rows, and the scales and shifts of both LayerNorms."""
-        names = ("input_scale", "input_shift", "row_scale", "row_shift")
+        """Rows, and what the LayerNorms learn."""
+        names = ("input_scale", "input_shift", "row_scale")
         return {"weight": (config.skills(site.name), site.n_in)} | dict.fromkeys(names, (site.n_in,))
 
     def __init__(self, config: AdapterConfig, site: Site) -> None:
@@ -43,13 +44,13 @@ class ContentSoftmax(Router):
         self.input_scale = site.full((site.n_in,), 1, "content")
         self.input_shift = site.full((site.n_in,), 0, "content")
         self.row_scale = site.full((site.n_in,), 1e-2, "content")
-        self.row_shift = site.full((site.n_in,), 0, "content")
+        self.no_shift = np.zeros(site.n_in, site.dtype)
 
     def __call__(self, batch: Batch, x: Any) -> Routing:
         """Weights [B, 1, S]."""
         pooled = tape.mean_pool(tape.data_of(x) if self.stop_gradient else x, batch.cu_seqlens)
         pooled = tape.layer_norm(pooled, self.input_scale, self.input_shift, NORM_EPS)
-        rows = tape.layer_norm(self.weight, self.row_scale, self.row_shift, NORM_EPS)
+        rows = tape.layer_norm(self.weight, self.row_scale, self.no_shift, NORM_EPS)
         weights = tape.softmax_router(tape.dense(pooled, rows, None))
         return Routing("example", tape.reshape(weights, (batch.n_examples, 1, len(self.weight.data))))
 
