@@ -79,7 +79,7 @@ def attention(
 
 
 def attention_backward(saved: AttentionSaved, dy: Any) -> AttentionGrads:
-    """``dq`` [N, H * head size]; ``dk``, ``dv`` [Nk, Hkv * head size], sums over the heads that share them."""
+    """``dq`` [N, H * head size]; ``dk``, ``dv`` [Nk, Hkv * head size], summed over their heads of q."""
     q, k, v, out, lse, *settings = saved
     dq, dk, dv = (_core.empty(x.shape, x.dtype) for x in (q, k, v))
     _core.attention_bwd(like(q, dy), q, k, v, out, lse, *settings, dq, dk, dv)
