@@ -8,10 +8,10 @@ import pytest
 from training_base import TASKS, base_folder, classes, make_model, make_trainer
 
 from polymoe.adapters import adapt, measures
+from polymoe.adapters.faults import Fault, find_faults
 from polymoe.adapters.statistics import RouterStatistics
 from polymoe.models import load_base
 from polymoe.training import RoutingWarning, TrainingConfig
-from polymoe.training.routing import Fault, find_faults
 
 
 def lines(trainer):

@@ -5,16 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polymoe.adapters import Adapter, measures
+from polymoe.adapters import Adapter
+from polymoe.adapters.faults import Fault, fault_text, find_faults, remedy
 from polymoe.adapters.statistics import (
     RouterStatistics,
     RoutingSums,
     reads_texts,
-    router_sites,
     router_statistics,
 )
 from polymoe.batch import Batch
@@ -26,63 +26,16 @@ if TYPE_CHECKING:
 
 PATIENCE = 50
 """Steps after the warm-up before anything is said: routers start alike, and some skills start unused."""
-DEAD = 0.1
-"""A skill is dead when its load is below this part of an even share, 1 / S."""
-TAKES_ALL = 0.9
-"""One skill takes all when its load is above this."""
-ALIKE = 0.01
-"""Tasks are routed alike when no weight differs by more."""
-TASKS, ROWS = 2, 8
-"""Tasks, and examples or tokens, for each skill, at least, for its load to be told from chance."""
 WRITTEN = ("entropy", "effective_skills", "usage", "least_load")
 """What is written of each router; of their mean, everything."""
+RATES = ("router_learning_rate", "content_learning_rate")
+"""Settings of the training that a remedy may name."""
 NAMED = 3
 """Layers that a warning names; of the others it says how many there are."""
 
 
 class RoutingWarning(UserWarning):
     """Something is wrong with what the routers learn; the text says what to do about it."""
-
-
-class Fault(NamedTuple):
-    """What is wrong: its kind ("dead", "takes all", "alike"), the router, and the skill (-1: all)."""
-
-    kind: str
-    router: str
-    skill: int = -1
-
-
-def find_faults(routers: Sequence[RouterStatistics]) -> set[Fault]:
-    """The faults of routers that choose between several skills.
-
-    Whether skills are in use is asked of tables of at least twice as many tasks as skills (with fewer, some
-    skills find no task as a matter of course) and of routers that have read enough. Whether tasks are alike
-    is asked of routers that go by task or example (a token's routing need not differ between tasks), and is a
-    fault only where it is so in most of them.
-    """
-    faults, alike = set(), set()
-    for router in routers:
-        n_skills, n_rows = router.n_skills, int(router.rows.sum())
-        if n_skills == 1:
-            continue
-        load = router.load
-        if n_rows >= n_skills * (TASKS if router.axis == "group" else ROWS):
-            if (load > TAKES_ALL).any():
-                faults.add(Fault("takes all", router.name, int(load.argmax())))
-                continue
-            faults |= {Fault("dead", router.name, int(s)) for s in np.flatnonzero(load < DEAD / n_skills)}
-        known = measures.shares(router.weights[router.rows > 0])
-        if router.axis != "token" and len(known) > 1 and float(np.ptp(known, axis=0).max()) < ALIKE:
-            alike.add(Fault("alike", router.name))
-    return faults | alike if 2 * len(alike) > len(routers) else faults
-
-
-def learns_routing(adapter: Adapter) -> bool:
-    """Whether any router has a choice, and parameters that are trained."""
-    return any(
-        site.n_experts > 1 and any(p.trainable for _, p in site.router.named_parameters())
-        for site in router_sites(adapter).values()
-    )
 
 
 class RoutingWatch(Callback):
@@ -159,24 +112,6 @@ class RoutingWatch(Callback):
         ]
         more = len(skills) - len(shown)
         where = ", ".join(shown) + (f" and {more} more" if more else "")
-        what = {
-            "dead": f"skills that hardly anything uses (less than {DEAD:g} of an even share), by router",
-            "takes all": f"one skill takes more than {TAKES_ALL:.0%} of everything, by router",
-            "alike": f"all tasks are routed alike (within {ALIKE:g}) by {len(skills)} of {n_routers} routers",
-        }[kind]
-        return f"step {trainer.step}: {what}: {where}. {self._remedy(trainer, kind)}"
-
-    def _remedy(self, trainer: Trainer, kind: str) -> str:
-        config, training = trainer.model.config, trainer.config
-        sites = router_sites(self.adapter).values()
-        groups = {p.group for site in sites for _, p in site.router.named_parameters() if p.trainable}
-        fields = {"router": "router_learning_rate", "content": "content_learning_rate"}
-        rates = [f"{f} (now {getattr(training, f):g})" for group, f in fields.items() if group in groups]
-        if kind == "alike":
-            return f"Try a higher {' or '.join(rates)}, or a method without routing (lora)."
-        tries = [f"a lower {' or '.join(rates)}"] + ["fewer n_skills"]
-        if config.top_k is not None:
-            tries.insert(0, f"a higher balance_loss (now {config.balance_loss:g})")
-        elif "router" in groups and not self.watches:
-            tries.insert(1, f"gate_dropout (now {config.gate_dropout:g})")
-        return f"Try {', '.join(tries[:-1])} or {tries[-1]}."
+        what = fault_text(kind, len(skills), n_routers)
+        rates = {field: getattr(trainer.config, field) for field in RATES}
+        return f"step {trainer.step}: {what}: {where}. {remedy(self.adapter, kind, rates)}"

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from polymoe.adapters.faults import learns_routing
 from polymoe.adapters.methods import learning_rate
 from polymoe.files import replace_folder
 from polymoe.functional import batch_invariant
@@ -26,7 +27,7 @@ from polymoe.training.folder import RunFolder
 from polymoe.training.interrupt import Interrupt, TrainingInterrupted
 from polymoe.training.objectives import Objective, make_objective
 from polymoe.training.optim import AdamW
-from polymoe.training.routing import RoutingWatch, learns_routing
+from polymoe.training.routing import RoutingWatch
 from polymoe.training.summary import default_recipe, summarize_run
 from polymoe.training.tasks import as_tasks, fingerprint
 
