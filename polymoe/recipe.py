@@ -15,12 +15,14 @@ import yaml
 from polymoe.adapters import AdaptedModel, configure
 from polymoe.adapters.experts import EXPERTS
 from polymoe.adapters.methods import find_method
+from polymoe.adapters.routers import ROUTERS
 from polymoe.adapters.start import INHERITED
 from polymoe.data import read_tasks
 from polymoe.models import load_base
 from polymoe.training import Trainer, TrainingConfig, TrainingInterrupted
 from polymoe.training.folder import RunFolder
 from polymoe.training.objectives import Objective, load_objective
+from polymoe.training.search import load_minimize
 
 FIRST_STAGE = "first-stage"
 
@@ -70,7 +72,7 @@ class AdapterOptions:
     """Whose initial values the skills get."""
     router: str | None = None
     """Another router than the method's: constant, uniform, one_hot, given, task_table, common_specific,
-    task_types, content_softmax, latent_tasks, token_softmax, arrow.
+    task_types, content_softmax, latent_tasks, token_softmax, arrow, coefficients.
     """
     experts: str | None = None
     """Other experts than the method's: lora, shared_A, tensor, vector; at the site feed_forward:
@@ -185,6 +187,9 @@ class Recipe:
             return self.trainer(output, **kwargs).train(resume=resume, overwrite=overwrite)
         folder, stage = RunFolder(output), RunFolder(Path(output) / FIRST_STAGE)
         self.check_data()
+        router = ROUTERS.get(self.adapter.router or find_method(self.method).preset["router"])
+        if router is not None and router.searched is not None:
+            load_minimize()  # what the second stage cannot do without is missed before the first
         folder.claim(resume, overwrite)
         if not resume:
             folder.clear()

@@ -52,6 +52,8 @@ VARIANTS = NEEDED | {
     "tensorpoly-ii zero": {"order": 2, "zero_start": True},
     "poly outputs": {"mixing": "outputs"},
     "arrow": {"train_experts": True},
+    "lorahub": {"train_experts": True},
+    "lorahub outputs": {"train_experts": True, "mixing": "outputs", "router_granularity": "linear"},
     "arrow dense": {"train_experts": True, "top_k": None, "temperature": 0.5},
     "mov sparse": {"top_k": 2},
     "mhr vectors": VECTORS,
@@ -84,8 +86,8 @@ def make(base, variant, **fields):
     if settings.get("experts", "lora") not in LOW_RANK:
         fields.pop("lora_dropout", None)
     model = adapt(base, method, TASKS, **(FIELDS | random_B | VARIANTS[variant] | fields))
-    for name, p in model.adapter_parameters():  # copies that are all alike hide what they are used for
-        if name.endswith("_weight") and ".experts." in name:
+    for name, p in model.adapter_parameters():  # what is all alike or 0 hides what it is used for
+        if name.endswith((".coefficients", "_weight")):
             p.data += np.random.default_rng(0).normal(size=p.shape).astype(p.data.dtype) * 0.1
     return model
 

@@ -53,9 +53,10 @@ def add_task(base: Any, adapter: Adapter, task: str, tune: Tune = "router", seed
         if p.data.shape == old.shape:
             p.trainable = p.trainable and tune in ("all", "mu")
         elif tune == "head":
-            p.trainable = False
-            if p.group == "router":  # equal logits; positive, as some gates make nothing of zeros
+            # Equal logits; positive, as some gates make nothing of zeros.
+            if p.trainable and p.group == "router":
                 p.data[len(old) :] = 1
+            p.trainable = False
         elif tune != "mu":
             p.frozen = range(shared.get(name, 0) if tune == "all" else 0, len(old))
     return extended

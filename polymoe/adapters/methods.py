@@ -16,6 +16,7 @@
 | hydralora | softmax of each token                 | one A   | outputs | linear | alpha/r | nothing  |
 | mosld   | the same, its best 2                    | one A   | outputs | linear | alpha/r | nothing  |
 | arrow   | tokens along prototypes, the best 3     | private's, frozen | outputs | linear | alpha/r | none |
+| lorahub | numbers by task, searched               | private's | factors | linear | alpha/r | task ids |
 | ia3     | constant                                | 1 vector | factors | linear | 1      | nothing  |
 | mov     | softmax of each token                   | S vectors | outputs | linear | 1     | nothing  |
 | alter-stage-1 | a row for each type of task      | copies  | outputs | feed-forward |  | task types |
@@ -164,6 +165,12 @@ METHODS: dict[str, Method] = {
         "Arrow: private adapters, each token sums those whose strongest direction it lies along",
         "Ostapenko et al. 2024, arXiv 2405.11157",
         {"router": "arrow", "mixing": "outputs", "top_k": 3, "train_experts": False},
+        after="private",
+    ),
+    "lorahub": Method(
+        "LoRAHub: private adapters, added up with weights that a search finds for each task",
+        "Huang et al. 2023, arXiv 2307.13269",
+        {"router": "coefficients", "router_granularity": "model", "train_experts": False},
         after="private",
     ),
     # The rate is T-Few's, published for Adafactor; AdamW moves a vector as far by it.

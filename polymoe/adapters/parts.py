@@ -49,14 +49,16 @@ class Router(Module):
     """Who decides which experts are used, and how much of each: ``router(batch, x) -> Routing``.
 
     ``axis``: of its routings. ``needs_tasks``: it goes by task id; ``needs_types``: by the type that the
-    configuration gives each task. ``fields``: those of the configuration
-    that it alone reads. ``count``: how many experts it chooses from and ``formula``: how many parameters it
-    has, as people write them. Made from ``(config, site)``.
+    configuration gives each task. ``searched``: its parameter, a row for each task, that is found by a search
+    and not by gradients. ``fields``: those of the configuration that it alone reads. ``count``: how many
+    experts it chooses from and ``formula``: how many parameters it has, as people write them. Made from
+    ``(config, site)``.
     """
 
     axis: Literal["group", "example", "token"] = "group"
     needs_tasks = False
     needs_types = False
+    searched: ClassVar[str | None] = None
     fields: frozenset[str] = frozenset()
     count = "S"
     formula = "0"

@@ -2,6 +2,7 @@
 
 from polymoe.adapters.by_content import ContentSoftmax, LatentTasks
 from polymoe.adapters.by_prototype import Arrow
+from polymoe.adapters.by_search import Coefficients
 from polymoe.adapters.by_task import CommonSpecific, Constant, Given, OneHot, TaskTable, Uniform
 from polymoe.adapters.by_token import TokenSoftmax
 from polymoe.adapters.by_type import TaskTypes
@@ -19,4 +20,5 @@ ROUTERS: dict[str, type[Router]] = {
     "latent_tasks": LatentTasks,
     "token_softmax": TokenSoftmax,
     "arrow": Arrow,
+    "coefficients": Coefficients,
 }

@@ -1,4 +1,4 @@
-"""Who is told what happens in a run: a protocol of seven calls, the metrics file and the progress display."""
+"""Who is told what happens in a run: a protocol of eight calls, the metrics file and the progress display."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ class Callback:
     def on_step_end(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
         """An optimiser step is done; ``record`` is its line of ``metrics.jsonl``."""
 
+    def on_search(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+        """A search for weights (:mod:`polymoe.training.search`) has evaluated some; ``record`` is its line of
+        ``metrics.jsonl``."""
+
     def on_evaluation_batch(self, trainer: Trainer, split: str, batch: Batch) -> None:
         """A batch of the split that is being evaluated has been embedded; ``batch.routings`` is what the
         routers decided."""
@@ -54,6 +58,10 @@ class MetricsFile(Callback):
         """A line of every ``logging_steps``-th step."""
         if record["step"] % trainer.config.logging_steps == 0:
             append_line(self.path, record)
+
+    def on_search(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+        """A line of every evaluation."""
+        append_line(self.path, record)
 
     def on_evaluate(self, trainer: Trainer, split: str, evaluation: Evaluation) -> None:
         """A line with the evaluation."""
@@ -102,6 +110,13 @@ class Progress(Callback):
                 f"loss {record['loss']:.4f}  "
                 f"{record['tokens'] / max(record['seconds'], 1e-9):,.0f} tokens/s"
             )
+
+    def on_search(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
+        """Say how far it is, at the start of a task and every few seconds."""
+        found = record["search"]
+        if found["evaluation"] == 1 or time.monotonic() - self.last >= self.seconds:
+            count = f"{found['evaluation']}/{trainer.config.search_steps}"
+            self._say(f"search: {found['task']} {count}  best {found['best']:.4f}")
 
     def on_evaluate(self, trainer: Trainer, split: str, evaluation: Evaluation) -> None:
         """Say the means."""

@@ -72,6 +72,11 @@ class TrainingConfig:
     :func:`polymoe.set_batch_invariant`.
     """
 
+    search_steps: int = 40
+    """Evaluations of a task's loss in the search for weights that no gradient finds (lorahub)."""
+    search_examples: int = 64
+    """Training examples of a task that each of them reads at most."""
+
     eval_steps: int | None = None
     """Optimiser steps between evaluations on the validation split; None evaluates after every epoch."""
     metric_for_best_model: str | None = None
@@ -93,7 +98,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _integer("epochs", self.epochs, 0)
-        for name in ("batch_tokens", "gradient_accumulation_steps", "logging_steps"):
+        for name in ("batch_tokens", "gradient_accumulation_steps", "logging_steps", "search_steps",
+                     "search_examples"):  # fmt: skip
             _integer(name, getattr(self, name), 1)
         for name in (
             "batch_size",

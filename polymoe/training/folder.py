@@ -101,7 +101,8 @@ class RunFolder:
         write_json(self.summary, summary)
 
     def keep_metrics(self, step: int) -> None:
-        """Drop from ``metrics.jsonl`` what will come again: steps after ``step`` and the final evaluation."""
+        """Drop from ``metrics.jsonl`` what will come again: steps after ``step``, a search, and the final
+        evaluation."""
         if self.metrics.exists():
             lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             write_bytes(self.metrics, "".join(line for line in lines if _stays(line, step)).encode())
@@ -146,7 +147,7 @@ def _order(checkpoint: Path) -> tuple[int, ...]:
 def _stays(line: str, step: int) -> bool:
     try:
         record = json.loads(line)
-        final = record.get("split") == "test" and record["step"] > 0
+        final = "search" in record or (record.get("split") == "test" and record["step"] > 0)
         return bool(record["step"] <= step and not final)
     except (ValueError, KeyError, TypeError, AttributeError):  # cut short when the machine went down
         return False

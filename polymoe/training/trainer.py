@@ -28,6 +28,7 @@ from polymoe.training.interrupt import Interrupt, TrainingInterrupted
 from polymoe.training.objectives import Objective, make_objective
 from polymoe.training.optim import AdamW
 from polymoe.training.routing import RoutingWatch
+from polymoe.training.search import load_minimize, search, searched_tables
 from polymoe.training.summary import default_recipe, summarize_run
 from polymoe.training.tasks import as_tasks, fingerprint
 
@@ -82,6 +83,8 @@ class Trainer:
         self.plan = lru_cache(maxsize=2)(self._plan)
         self.total_steps = self._count_steps()
         self.optimizer = AdamW(self.parameters, self.config, self.total_steps, learning_rate(model.config))
+        if searched_tables(model.adapter):
+            load_minimize()  # told before anything is trained
         self.folder = RunFolder(output)
         self.recipe = dict(recipe) if recipe is not None else default_recipe(self, data)
         self.zero_shot = zero_shot and self.objective.zero_shot and len(self.test_split) > 0
@@ -137,6 +140,8 @@ class Trainer:
                     self._run_batch(self.plan(self.state.epoch)[self.state.batch])
                     if interrupt.asked:
                         raise TrainingInterrupted(self._save(), self.state.step)
+                self._take_best()
+                self._search(interrupt)
                 return self._finish()
         finally:
             self.model.eval()
@@ -236,11 +241,31 @@ class Trainer:
         self._tell("on_evaluate", split, evaluation)
         return evaluation
 
+    def _take_best(self) -> None:
+        """Put the best weights back."""
+        if self.state.best_step not in (None, self.state.step):
+            load_parameters(self.folder.checkpoints / f"step-{self.state.best_step}", self.parameters)
+
+    def _search(self, interrupt: Interrupt) -> None:
+        """Find what gradients do not, where the adapter has such weights; a run that is stopped here begins
+        its search again."""
+        if not searched_tables(self.model.adapter):
+            return
+
+        def told(record: Mapping[str, Any]) -> bool:
+            self._tell("on_search", {"step": self.state.step, "epoch": self.epoch, "search": record})
+            return interrupt.asked
+
+        started = time.perf_counter()
+        if not search(self.model, self.objective, self.train_split, self.config, told):
+            raise TrainingInterrupted(self._save(), self.state.step)
+        self.state.train_seconds += time.perf_counter() - started
+        if len(self.valid_split) and not len(self.test_split):
+            self.state.validation = self._evaluate("valid")
+
     def _finish(self) -> dict[str, Any]:
-        """Best weights, test, adapter, summary."""
+        """Test, adapter, summary."""
         state = self.state
-        if state.best_step not in (None, state.step):
-            load_parameters(self.folder.checkpoints / f"step-{state.best_step}", self.parameters)
         split: Literal["valid", "test"] = "test" if len(self.test_split) else "valid"
         evaluation = None if len(self.test_split) else state.validation  # with these very weights
         if evaluation is None and len(self.test_split) + len(self.valid_split):
