@@ -15,7 +15,7 @@ from polymoe.batch import Batch, Routing, TaskRegistry
 from polymoe.data import read_tasks
 from polymoe.functional import batch_invariant, get_batch_invariant, set_batch_invariant
 from polymoe.interop.peft import load_adapter
-from polymoe.models import load_base
+from polymoe.models import generate, load_base
 from polymoe.report import routing_statistics
 from polymoe.training import Trainer, TrainingConfig, adapt_run, load_run
 
@@ -31,6 +31,7 @@ __all__ = [
     "adapt_linear",
     "adapt_run",
     "batch_invariant",
+    "generate",
     "get_batch_invariant",
     "get_isa",
     "get_num_threads",

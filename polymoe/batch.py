@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
-from polymoe.tape import Node, current_tape
+from polymoe.tape import Node, current_tape, data_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,10 @@ class Batch:
     key the randomness of a training step. ``adapters``: which adapter each module uses (None: the base
     alone); they travel with the batch, so that a base is never changed, two adapted models can share one, and
     a recomputed forward meets the same adapters. ``routings``: what routers have decided so far, see
-    :class:`Routings`.
+    :class:`Routings`. ``prompt_lengths`` [B] int64: how many of an example's first tokens were given, where a
+    model learns to write the rest; routers that read an example read these alone, as they will when the rest
+    is not written yet (None: all). ``cache``: a :class:`~polymoe.models.cache.KeyValueCache` of the tokens
+    before these, when a text is written token by token.
     """
 
     cu_seqlens: np.ndarray
@@ -35,6 +38,8 @@ class Batch:
     step: int = 0
     adapters: Mapping[Any, Any] | None = None
     routings: Routings | None = None
+    prompt_lengths: np.ndarray | None = None
+    cache: Any = None
 
     @property
     def n_examples(self) -> int:
@@ -50,6 +55,16 @@ class Batch:
     def random_ids(self) -> np.ndarray:
         """[B] int64, what keys each example's randomness."""
         return np.arange(self.n_examples, dtype=np.int64) if self.example_ids is None else self.example_ids
+
+    @cached_property
+    def prompt(self) -> tuple[np.ndarray | None, np.ndarray]:
+        """The tokens that routers may read, as rows of the batch (None: all), and where those of each example
+        start, [B+1]."""
+        if self.prompt_lengths is None:
+            return None, self.cu_seqlens
+        cu_seqlens = np.concatenate([[0], np.cumsum(self.prompt_lengths)]).astype(np.int64)
+        shift = np.repeat(self.cu_seqlens[:-1] - cu_seqlens[:-1], self.prompt_lengths)
+        return np.arange(cu_seqlens[-1]) + shift, cu_seqlens
 
     @cached_property
     def task_groups(self) -> tuple[np.ndarray, np.ndarray]:
@@ -144,17 +159,52 @@ class Routing:
     adapter_ids: np.ndarray | None = None
     aux: Node | None = None
 
+    def take(self, examples: np.ndarray) -> Routing:
+        """That of some of the examples, in that order; an example may come several times."""
+        if self.axis == "group":
+            ids = self.adapter_ids
+            return self if ids is None else replace(self, adapter_ids=ids[examples])
+        weights, ids = data_of(self.weights), self.ids
+        return replace(self, weights=weights[examples], ids=None if ids is None else ids[examples])
+
 
 class Routings(Mapping[str, Routing]):
     """What the routers have decided, by their names, in the order in which they were asked.
 
     A router that several layers share decides once. Generation passes the routings of the prompt on with the
-    batches of later tokens, so that a text keeps its routing; those of single tokens are decided anew.
-    Reports read them after a forward: ``model(replace(batch, routings=Routings()))``.
+    batches of later tokens (:meth:`take`), so that a text keeps its routing; those of single tokens are
+    decided anew. Reports read them after a forward: ``model(replace(batch, routings=Routings()))``.
     """
 
     def __init__(self) -> None:
         self._decided: dict[str, tuple[Any, str, Routing]] = {}
+        self._made: dict[str, Any] | None = None
+
+    @property
+    def stand(self) -> bool:
+        """Whether they were decided by earlier tokens, and stay."""
+        return self._made is not None
+
+    def take(self, examples: np.ndarray) -> Routings:
+        """Those of some of the examples, in that order, for the tokens that follow; what :meth:`once`
+        made of them is kept.
+        """
+        taken = Routings()
+        taken._made = {} if self._made is None else self._made
+        taken._decided = {
+            name: (None, layer, routing.take(examples))
+            for name, (_, layer, routing) in self._decided.items()
+            if routing.axis != "token"
+        }
+        return taken
+
+    def once(self, layer: str, make: Callable[[], Any]) -> Any:
+        """What ``make()`` gives for a layer, made once for all later tokens; only where routings
+        :attr:`stand`, and of what the examples in the batch do not change."""
+        assert self._made is not None
+        if layer not in self._made:
+            self._made[layer] = make()
+        return self._made[layer]
 
     def decide(self, name: str, layer: str, decide: Callable[[], Routing]) -> Routing:
         """The routing that was decided under this name, or what ``decide()`` says now, for a layer.

@@ -511,6 +511,15 @@ def cross_entropy_backward(saved: Any, dy: Any) -> Grads:
     return {"dlogits": saved * dy}
 
 
+def lm_loss(x: Any, weight: Any, labels: Any, weights: Any = None) -> Pair:
+    loss, dlogits = cross_entropy(x @ weight.T, labels, weights=weights)
+    return loss, dlogits @ weight
+
+
+def lm_loss_backward(saved: Any, dy: Any) -> Grads:
+    return {"dx": saved * dy}
+
+
 def mse(predictions: Any, targets: Any, weights: Any = None) -> Pair:
     w = np.ones(len(targets)) if weights is None else weights
     w = w / w.sum() if w.sum() else w * 0

@@ -198,6 +198,7 @@ reshape = differentiable(F.reshape, F.reshape_backward)
 ibp_loss = differentiable(F.ibp_loss, F.ibp_loss_backward)
 cross_entropy = differentiable(F.cross_entropy, F.cross_entropy_backward)
 mse = differentiable(F.mse, F.mse_backward)
+lm_loss = differentiable(F.lm_loss, F.lm_loss_backward, beside="per_token")
 
 
 def auxiliary(loss: Any) -> None:

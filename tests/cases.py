@@ -602,6 +602,34 @@ def cross_entropy_cases() -> Iterator[Case]:
     yield Case("cross_entropy", "weights 0", skipped, ("logits",), {"float32": 0, "float64": 0})
 
 
+def lm_loss_cases() -> Iterator[Case]:
+    for n, d, v in (
+        (0, 3, 5),
+        (1, 1, 1),
+        (7, 17, 33),
+        (64, 8, 50),
+        (65, 33, 17),
+        (130, 9, 300),
+        (300, 64, 3000),
+    ):
+
+        def make(rng: np.random.Generator, n: int = n, d: int = d, v: int = v) -> Args:
+            args = {"x": rng.normal(size=(n, d)), "weight": rng.normal(size=(v, d)) / np.sqrt(d)}
+            args["labels"] = rng.integers(v, size=n)
+            return {**args, "weights": rng.uniform(0, 2, size=n)} if n % 2 else args
+
+        yield Case(
+            "lm_loss",
+            f"N={n} D={d} V={v}",
+            make,
+            ("x",),
+            {"float32": 4e-6, "float64": 1e-13},
+            4.0 * n * d * v,
+            4.0 * d * v,
+            big=n == 300,
+        )
+
+
 def mse_cases() -> Iterator[Case]:
     for b in (*COUNTS, 5000):
 
@@ -1081,6 +1109,7 @@ CASES = [
         balance_loss_cases,
         ibp_loss_cases,
         cross_entropy_cases,
+        lm_loss_cases,
         mse_cases,
         attention_cases,
         mix_cases,

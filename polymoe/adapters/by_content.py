@@ -48,7 +48,8 @@ class ContentSoftmax(Router):
 
     def __call__(self, batch: Batch, x: Any) -> Routing:
         """Weights [B, 1, S]."""
-        pooled = tape.mean_pool(tape.data_of(x) if self.stop_gradient else x, batch.cu_seqlens)
+        x, cu_seqlens = _prompt(tape.data_of(x) if self.stop_gradient else x, batch)
+        pooled = tape.mean_pool(x, cu_seqlens)
         pooled = tape.layer_norm(pooled, self.input_scale, self.input_shift, NORM_EPS)
         rows = tape.layer_norm(self.weight, self.row_scale, self.no_shift, NORM_EPS)
         weights = tape.softmax_router(tape.dense(pooled, rows, None))
@@ -130,13 +131,20 @@ class LatentTasks(Router):
 
     def _tasks(self, batch: Batch, x: Any) -> Any:
         """How much an example is of each latent task, [B, I]."""
+        x, cu_seqlens = _prompt(x, batch)
         if self.pooling == "attention":
-            pooled = tape.attention_pool(x, self.query, batch.cu_seqlens)
+            pooled = tape.attention_pool(x, self.query, cu_seqlens)
         else:
-            pooled = tape.mean_pool(x, batch.cu_seqlens)
+            pooled = tape.mean_pool(x, cu_seqlens)
         return tape.softmax_router(tape.dense(pooled, self.weight, self.bias))
 
     def extra_repr(self) -> str:
         """Sizes."""
         n_tasks, _, n_skills = self.logits.shape
         return f"{n_tasks} latent tasks, {n_skills} skills, pooling={self.pooling}, noise={self.noise}"
+
+
+def _prompt(x: Any, batch: Batch) -> tuple[Any, np.ndarray]:
+    """The tokens that may be read, and where each example's start."""
+    rows, cu_seqlens = batch.prompt
+    return x if rows is None else tape.embedding(rows, x), cu_seqlens

@@ -35,7 +35,7 @@ class LowRankExperts(Experts):
     def __call__(self, x: Any, module: Any, routing: Routing, batch: Batch) -> Any:
         """y [N, O]: one kernel for the frozen product and the term."""
         weight, bias = (None, None) if module is None else (module.weight, module.bias)
-        lora_A, lora_B, weights = self.factors(routing.weights, batch)
+        lora_A, lora_B, weights = self._factors(routing, batch)
         if routing.axis == "token":
             return tape.moe(x, weight, bias, lora_A, lora_B, weights, routing.ids, self.scale)
         adapter_ids = routing.adapter_ids
@@ -45,6 +45,21 @@ class LowRankExperts(Experts):
             x, weight, bias, lora_A, lora_B, weights, adapter_ids, batch.cu_seqlens, self.scale,
             mixing="outputs" if self.mixing == "outputs" else "factors", ids=routing.ids,
         )  # fmt: skip
+
+    def _factors(self, routing: Routing, batch: Batch) -> tuple[Any, Any, Any]:
+        """:meth:`factors`; where a text is written, those of its group are mixed once and not for every
+        token."""
+        routings = batch.routings
+        if self.mixing == "outputs" or routing.axis != "group" or routings is None or not routings.stand:
+            return self.factors(routing.weights, batch)
+
+        def mix() -> tuple[Any, Any]:
+            lora_A, lora_B, weights = self.factors(routing.weights, batch)
+            if weights is None:
+                return lora_A, lora_B
+            return tape.mix(weights, lora_A), tape.mix(weights, lora_B)
+
+        return (*routings.once(self.name, mix), None)
 
 
 class LoraExperts(LowRankExperts):

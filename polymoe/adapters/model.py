@@ -160,6 +160,13 @@ class AdaptedModel(Module):
         routings = Routings() if batch.routings is None else batch.routings
         return replace(batch, task_ids=ids, adapters=adapter.slots, routings=routings)
 
+    def task_ids(self, task: Any, n_examples: int) -> np.ndarray | None:
+        """[B] ids of ``task`` (a name or id, or those of each example); None where none is given and the
+        adapter needs none. Raises as :meth:`polymoe.batch.TaskRegistry.check`."""
+        if self._disabled or not (self.adapter.needs_tasks or task is not None):
+            return None
+        return self.tasks.check(task, n_examples)
+
     def __call__(self, batch: Batch) -> Any:
         """Hidden states of the base [N, D]."""
         return self.base(self.attach(batch))
@@ -178,9 +185,7 @@ class AdaptedModel(Module):
 
         KeyError or IndexError for an unknown task, ValueError without one where the adapter goes by task.
         """
-        ids = None
-        if not self._disabled and (self.adapter.needs_tasks or task is not None):
-            ids = self.tasks.check(task, len(texts))
+        ids = self.task_ids(task, len(texts))
 
         def embed(batch: Batch) -> Any:
             return self.embed(batch if ids is None else replace(batch, task_ids=ids[batch.example_ids]))

@@ -129,6 +129,16 @@ class Tokenizer:
         kept = np.minimum(lengths, room) + len(self.before) + len(self.after)
         return Tokens(ids, np.concatenate([[0], np.cumsum(kept)]), lengths > room, empty)
 
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts that something will follow: with the tokens that begin a text, without those that end
+        one, uncut."""
+        before = self.before.tolist()
+        return [before + content for content in self._content(texts)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
     def _content(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of prefix + text, without special tokens."""
         prefixed = [self.prefix + text for text in texts]

@@ -5,8 +5,20 @@ or trainers.
 from polymoe.models.base import Base
 from polymoe.models.bert import Bert
 from polymoe.models.bert_config import BertConfig
+from polymoe.models.generate import Generation, generate
 from polymoe.models.llama import Llama
 from polymoe.models.llama_config import LlamaConfig
 from polymoe.models.loading import load_base
+from polymoe.models.search import GenerationConfig
 
-__all__ = ["Base", "Bert", "BertConfig", "Llama", "LlamaConfig", "load_base"]
+__all__ = [
+    "Base",
+    "Bert",
+    "BertConfig",
+    "Generation",
+    "GenerationConfig",
+    "Llama",
+    "LlamaConfig",
+    "generate",
+    "load_base",
+]

@@ -18,16 +18,19 @@ from polymoe.tape import Node
 
 
 def tokens_and_positions(batch: Batch, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a batch [N] and the place of each in its example [N] int64.
+    """The tokens of a batch [N] and the place of each in its example [N] int64, behind those in the cache.
 
     ValueError without token ids and for an example of more than ``most`` tokens.
     """
     if batch.token_ids is None:
         raise ValueError("token_ids: expected the [N] tokens of the batch, got None")
-    lengths = np.diff(batch.cu_seqlens)
-    if lengths.size and lengths.max() > most:
-        raise ValueError(f"cu_seqlens: expected at most {most} tokens per example, got {lengths.max()}")
-    starts = np.repeat(batch.cu_seqlens[:-1], lengths)
+    new = np.diff(batch.cu_seqlens)
+    before = 0 if batch.cache is None else batch.cache.lengths
+    if new.size and (before + new).max() > most:
+        raise ValueError(
+            f"cu_seqlens: expected at most {most} tokens per example, got {(before + new).max()}"
+        )
+    starts = np.repeat(batch.cu_seqlens[:-1] - before, new)
     return batch.token_ids, np.arange(len(starts), dtype=np.int64) - starts
 
 

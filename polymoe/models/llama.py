@@ -58,16 +58,15 @@ class LlamaAttention(Module):
 
     def __call__(self, x: Any, batch: Batch, rotate: Rotation) -> Any:
         """x [N, D] to [N, D]."""
-        q, k = rotate(self.q_proj(x, batch)), rotate(self.k_proj(x, batch))
+        q, k, v = rotate(self.q_proj(x, batch)), rotate(self.k_proj(x, batch)), self.v_proj(x, batch)
+        offsets, lengths = batch.cu_seqlens, None
+        if batch.cache is not None:
+            k, v, lengths = batch.cache.extend(self, k, v, offsets)
+            offsets = batch.cache.cu_seqlens
         y = tape.attention(
-            q,
-            k,
-            self.v_proj(x, batch),
-            batch.cu_seqlens,
-            self.n_heads,
-            causal=True,
-            n_kv_heads=self.n_kv_heads,
-        )
+            q, k, v, batch.cu_seqlens, self.n_heads,
+            causal=True, n_kv_heads=self.n_kv_heads, cu_seqlens_k=offsets, key_lengths=lengths,
+        )  # fmt: skip
         return self.o_proj(y, batch)
 
 
@@ -123,11 +122,13 @@ class LlamaModel(Module):
     def __call__(self, batch: Batch) -> Any:
         """Hidden states [N, D], normalised."""
         token_ids, positions = tokens_and_positions(batch, self.most)
-        longest = int(np.diff(batch.cu_seqlens).max(initial=0))
-        rotate = Rotation(*angles(self.frequencies, longest, self.dtype), positions)
+        which, rows = np.unique(positions, return_inverse=True)
+        rotate = Rotation(*angles(self.frequencies, which, self.dtype), rows)
         x = self.embed_tokens(token_ids)
         for layer in self.layers:
             x = layer(x, batch, rotate)
+        if batch.cache is not None:
+            batch.cache.advance(batch.cu_seqlens)
         return self.norm(x)
 
 

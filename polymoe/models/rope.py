@@ -50,9 +50,11 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any])
     return blended
 
 
-def angles(frequencies: np.ndarray, n: int, dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines [n, d/2] of the positions 0 .. n-1."""
-    turned = np.arange(n, dtype=np.float32)[:, None] * frequencies
+def angles(
+    frequencies: np.ndarray, positions: np.ndarray, dtype: np.dtype[Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines [n, d/2] of ``positions`` [n]."""
+    turned = positions.astype(np.float32)[:, None] * frequencies
     return np.cos(turned).astype(dtype, copy=False), np.sin(turned).astype(dtype, copy=False)
 
 

@@ -1,0 +1,68 @@
+"""Keys and values of the tokens of a text that is being written, so that a new token meets them again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+class KeyValueCache:
+    """B texts end to end, layer by layer: [sum of rooms, width] of keys and of values, the first ``lengths``
+    [B] of a text's rows filled.
+
+    ``rooms`` [B]: how many tokens each text may come to. ``cu_seqlens`` [B+1] says where its rows start. A
+    forward with a batch that carries the cache puts the keys and values of the batch's tokens behind those
+    that are here, in every layer, and then :meth:`advance` counts them.
+    """
+
+    def __init__(self, rooms: Any) -> None:
+        self.cu_seqlens = np.concatenate([[0], np.cumsum(rooms)]).astype(np.int64)
+        self.lengths = np.zeros(len(rooms), np.int64)
+        self._layers: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
+
+    def extend(
+        self, layer: Any, k: np.ndarray, v: np.ndarray, cu_seqlens: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All keys and values of ``layer`` with those of new tokens, k and v [N, width], and how many each
+        text has now [B]. ``cu_seqlens`` [B+1]: where the new tokens of each text start.
+
+        ValueError for more tokens than a text has room for, or another number of texts.
+        """
+        new = np.diff(cu_seqlens)
+        rooms = np.diff(self.cu_seqlens)
+        if len(new) != len(rooms) or (self.lengths + new > rooms).any():
+            got = (self.lengths + new).tolist() if len(new) == len(rooms) else f"{len(new)} texts"
+            raise ValueError(f"cache: expected at most {rooms.tolist()} tokens of each text, got {got}")
+        if layer not in self._layers:
+            rows = int(self.cu_seqlens[-1])
+            self._layers[layer] = np.empty((rows, k.shape[1]), k.dtype), np.empty((rows, v.shape[1]), v.dtype)
+        places = np.arange(len(k)) + np.repeat(self.cu_seqlens[:-1] + self.lengths - cu_seqlens[:-1], new)
+        keys, values = self._layers[layer]
+        keys[places], values[places] = k, v
+        return keys, values, self.lengths + new
+
+    def advance(self, cu_seqlens: np.ndarray) -> None:
+        """The new tokens are in every layer."""
+        self.lengths = self.lengths + np.diff(cu_seqlens)
+
+    def take(self, texts: np.ndarray) -> KeyValueCache:
+        """Those of some of the texts, in that order; a text may come several times, to go on in several
+        ways."""
+        if np.array_equal(texts, np.arange(len(self.lengths))):
+            return self
+        taken = KeyValueCache(np.diff(self.cu_seqlens)[texts])
+        taken.lengths = self.lengths[texts]
+        within = np.arange(taken.lengths.sum()) - np.repeat(
+            np.cumsum(taken.lengths) - taken.lengths, taken.lengths
+        )
+        here = within + np.repeat(self.cu_seqlens[:-1][texts], taken.lengths)
+        there = within + np.repeat(taken.cu_seqlens[:-1], taken.lengths)
+        for layer, arrays in self._layers.items():
+            copies = []
+            for array in arrays:
+                copy = np.empty((int(taken.cu_seqlens[-1]), array.shape[1]), array.dtype)
+                copy[there] = array[here]
+                copies.append(copy)
+            taken._layers[layer] = copies[0], copies[1]
+        return taken
