@@ -1,9 +1,10 @@
 """Adapters: router x experts x mixing at a site, by method; alone or in a whole base.
 
 Reading order: methods.py (the table), config.py, parts.py (what routers and experts are), by_task.py,
-by_content.py and by_token.py (routers), low_rank.py and tensor_experts.py (experts), layers.py, inject.py
-and targets.py, model.py; extend.py for one more task, standalone.py for a layer in somebody's
-own loop, catalog.py for the table as data.
+by_content.py, by_token.py, by_prototype.py and by_search.py (routers), low_rank.py, tensor_experts.py and
+vector_experts.py (experts), layers.py, inject.py and targets.py, model.py; options.py for what people set,
+extend.py for one more task, standalone.py for a layer in somebody's own loop, catalog.py for the table as
+data.
 """
 
 from polymoe.adapters.config import AdapterConfig

@@ -5,25 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polymoe
+from polymoe.adapters.options import AdapterOptions
 from polymoe.training.metrics import Evaluation
 
 if TYPE_CHECKING:
     from polymoe.training.trainer import Trainer
-
-
-ADAPTER_SETTINGS = (
-    "target_modules", "feedforward_modules", "exclude_modules", "layers_to_transform", "rank_pattern",
-    "alpha_pattern", "n_skills_pattern", "r", "n_skills", "n_splits", "lora_alpha",
-    "lora_dropout", "temperature", "noise", "gate", "gate_dropout", "average_correction", "init",
-    "router", "router_granularity", "experts", "site", "train_experts", "mixing", "task_skills", "task_types",
-    "boost", "renormalize", "n_shared", "n_specific", "specific", "ibp_prior", "n_latent_tasks", "pooling",
-    "stop_router_gradient", "top_k", "balance_loss", "lora_A_dropout", "order", "zero_start",
-)  # fmt: skip
 
 
 def summarize_run(trainer: Trainer, evaluation: Evaluation | None, split: str) -> dict[str, Any]:
@@ -64,7 +56,8 @@ def default_recipe(trainer: Trainer, data: Any) -> dict[str, Any]:
         recipe["data"] = os.path.abspath(data)
     recipe["tasks"] = list(trainer.data)
     recipe["method"] = trainer.model.config.method
-    recipe["adapter"] = {name: _plain(getattr(trainer.model.config, name)) for name in ADAPTER_SETTINGS}
+    names = [f.name for f in fields(AdapterOptions)]
+    recipe["adapter"] = {name: _plain(getattr(trainer.model.config, name)) for name in names}
     recipe["adapter"] = {name: value for name, value in recipe["adapter"].items() if value is not None}
     recipe["objective"] = trainer.objective.name
     recipe["training"] = trainer.config.to_dict()
