@@ -24,7 +24,7 @@ from polymoe.adapters.config import AdapterConfig
 from polymoe.adapters.experts import EXPERTS
 from polymoe.adapters.inject import sites
 from polymoe.adapters.layers import n_parameters
-from polymoe.adapters.methods import configure, find_method, learning_rate
+from polymoe.adapters.methods import configure, find_method, learning_rates
 from polymoe.adapters.routers import ROUTERS
 from polymoe.data import Example, has_labels, read_tasks
 from polymoe.data.order import shuffled
@@ -135,7 +135,7 @@ class Ladder:
     def rate(self, job: Job) -> tuple[float, float]:
         """The learning rate of the experts, and the adapter's scale."""
         config = self.config(job.method, job.size.r, job.size.n_skills)
-        return job.multiple * learning_rate(config), config.scale("")
+        return job.multiple * learning_rates(config)["skills"], config.scale("")
 
     def recipe(self, job: Job) -> Recipe:
         """The run as `polymoe train` would be told it; its data hold no test part."""

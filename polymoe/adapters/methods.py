@@ -45,8 +45,8 @@ from polymoe.adapters.config import AdapterConfig
 class Method:
     """A row: what differs from the defaults of :class:`AdapterConfig`, and where the method comes from.
 
-    ``after``: the row whose trained adapter it starts from; ``learning_rate``: of the experts, where that of
-    :class:`~polymoe.training.TrainingConfig` does not suit them.
+    ``after``: the row whose trained adapter it starts from; ``rates``: learning rates of groups of parameters
+    ("skills", "content"), where the usual ones do not suit them.
     """
 
     title: str
@@ -54,7 +54,7 @@ class Method:
     preset: Mapping[str, Any] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     after: str | None = None
-    learning_rate: float | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 # The scale 16/8 is published for MoSLD; the relatives share it.
@@ -122,6 +122,8 @@ METHODS: dict[str, Method] = {
         "SMEAR: each example averages the experts by a softmax of what it says",
         "Muqeeth et al. 2023, arXiv 2306.03745",
         {"router": "content_softmax", "n_skills": 8},
+        # Published for all it trains; at 1e-3 the router soon sends everything to one pair.
+        rates={"content": 3e-4},
     ),
     # Sizes as C-Poly's, whose authors these are; none are published.
     "orchmoe": Method(
@@ -178,7 +180,7 @@ METHODS: dict[str, Method] = {
         "(IA)3: one vector multiplies keys, values and the hidden layer of the feed-forward",
         "Liu et al. 2022, arXiv 2205.05638",
         {"router": "constant", "experts": "vector", "n_skills": 1},
-        learning_rate=3e-3,
+        rates={"skills": 3e-3},
     ),
     # Published: ten vectors, and 3e-4 for all that is trained. The vectors have the rate of ia3, for a
     # mixture moves as far as each of them.
@@ -186,7 +188,7 @@ METHODS: dict[str, Method] = {
         "MoV: each token mixes the vectors of (IA)3 by a softmax",
         "Zadouri et al. 2023, arXiv 2309.05444",
         {"router": "token_softmax", "experts": "vector", "mixing": "outputs", "n_skills": 10},
-        learning_rate=3e-3,
+        rates={"skills": 3e-3},
     ),
     # Sizes, temperature and boost as published; the rate is the default of the authors' script (which runs
     # with 3e-5, for all of T5).
@@ -194,7 +196,7 @@ METHODS: dict[str, Method] = {
         "ALTER, first stage: copies of a feed-forward, mixed by the type of the task",
         "Xie et al. 2023, arXiv 2309.11042",
         {**_ALTER, "mixing": "outputs"},
-        learning_rate=1e-4,
+        rates={"skills": 1e-4},
     ),
     # Two of the type's experts and three shared ones: the largest variant of the authors' code.
     "alter": Method(
@@ -203,7 +205,7 @@ METHODS: dict[str, Method] = {
         {**_ALTER, "mixing": "gated", "top_k": 2, "n_shared": 3},
         aliases=("mta",),
         after="alter-stage-1",
-        learning_rate=1e-4,
+        rates={"skills": 1e-4},
     ),
     "tlora": Method(
         "TLoRA: one pair whose rows are Kronecker products of small leaves",
@@ -260,11 +262,12 @@ def configure(method: str | AdapterConfig, **overrides: Any) -> AdapterConfig:
     return AdapterConfig(**{"method": name, **METHODS[name].preset, **overrides})
 
 
-def learning_rate(config: AdapterConfig) -> float:
-    """The learning rate that suits an adapter's experts: the row's own, or 5e-4 / scale, for rate times scale
-    is what a step of Adam moves the output by."""
+def learning_rates(config: AdapterConfig) -> dict[str, float]:
+    """The learning rates that suit an adapter's "skills" (its experts) and "content" (routers that read the
+    tokens): the row's own; or 5e-4 / scale, for rate times scale is what a step of Adam moves the output by;
+    and 1e-3. A row's rate for its experts is not that of others."""
     row = METHODS.get(config.method)
-    own = None
-    if row is not None and config.experts == row.preset.get("experts", AdapterConfig.experts):
-        own = row.learning_rate
-    return 5e-4 / config.scale("") if own is None else own
+    own = {} if row is None else dict(row.rates)
+    if row is not None and config.experts != row.preset.get("experts", AdapterConfig.experts):
+        own.pop("skills", None)
+    return {"skills": 5e-4 / config.scale(""), "content": 1e-3, **own}

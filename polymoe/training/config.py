@@ -37,8 +37,10 @@ class TrainingConfig:
     """
     router_learning_rate: float = 1e-1
     """Of the routing logits."""
-    content_learning_rate: float = 1e-3
-    """Of routers that read the tokens: a matrix before a softmax, which a logit's rate would tear apart."""
+    content_learning_rate: float | None = None
+    """Of routers that read the tokens, a matrix before a softmax; None takes the method's own, most often
+    1e-3 (a logit's rate would tear it apart).
+    """
     head_learning_rate: float = 1e-2
     """Of classification and regression heads and of the temperature of ``match``."""
     weight_decay: float = 0.01
@@ -118,11 +120,11 @@ class TrainingConfig:
         _integer("seed", self.seed, 0)
         if not isinstance(self.batch_invariant, bool):
             raise TypeError(f"batch_invariant: expected True or False, got {self.batch_invariant!r}")
-        if self.learning_rate is not None:
-            _number("learning_rate", self.learning_rate, 0.0, math.inf)
+        for name in ("learning_rate", "content_learning_rate"):
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), 0.0, math.inf)
         for name in (
             "router_learning_rate",
-            "content_learning_rate",
             "head_learning_rate",
             "weight_decay",
             "max_grad_norm",
@@ -154,13 +156,12 @@ class TrainingConfig:
             raise TypeError(f"training: expected settings out of {known}, got {unknown}")
         return cls(**settings)
 
-    def learning_rates(self, default: float) -> dict[str, float]:
-        """The rate of each group of parameters; ``default`` is that of skills and gains when
-        ``learning_rate`` is None."""
-        skills = default if self.learning_rate is None else self.learning_rate
+    def learning_rates(self, defaults: Mapping[str, float]) -> dict[str, float]:
+        """The rate of each group of parameters; ``defaults``: of those that are None here, by group."""
+        given = {"skills": self.learning_rate, "content": self.content_learning_rate}
+        found = {group: defaults[group] if rate is None else rate for group, rate in given.items()}
         head = self.head_learning_rate
-        routers = {"router": self.router_learning_rate, "content": self.content_learning_rate}
-        return {**routers, "skills": skills, "gains": skills, "heads": head, "objective": head}
+        return {**found, "router": self.router_learning_rate, "heads": head, "objective": head}
 
     def warmup(self, total: int) -> int:
         """Number of warm-up steps of a run of ``total`` steps."""

@@ -5,6 +5,7 @@ norm for all.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from polymoe import functional as F
 from polymoe.nn import FlatParameters, Segment
 from polymoe.training.config import TrainingConfig
 from polymoe.training.schedules import SCHEDULES
+
+USUAL_RATES = {"skills": 5e-4, "content": 1e-3}
 
 
 class Update(NamedTuple):
@@ -27,16 +30,20 @@ class Update(NamedTuple):
 class AdamW:
     """torch.optim.AdamW's update on every trainable segment of ``parameters``; frozen ones keep every bit.
 
-    ``step`` counts finished updates, ``total`` is the number that the schedule runs over, ``default_rate`` is
-    the experts' where ``TrainingConfig.learning_rate`` is None. ``m`` and ``v`` are flat buffers laid out as
-    the parameters.
+    ``step`` counts finished updates, ``total`` is the number that the schedule runs over, ``default_rates``
+    are those that the configuration leaves to the method, by group. ``m`` and ``v`` are flat buffers laid out
+    as the parameters.
     """
 
     def __init__(
-        self, parameters: FlatParameters, config: TrainingConfig, total: int, default_rate: float = 5e-4
+        self,
+        parameters: FlatParameters,
+        config: TrainingConfig,
+        total: int,
+        default_rates: Mapping[str, float] = USUAL_RATES,
     ) -> None:
         self.parameters, self.config, self.total = parameters, config, total
-        self.rates = config.learning_rates(default_rate)
+        self.rates = config.learning_rates(default_rates)
         self.step = 0
         self.m: np.ndarray = np.zeros_like(parameters.data)
         self.v: np.ndarray = np.zeros_like(parameters.data)

@@ -28,8 +28,8 @@ PATIENCE = 50
 """Steps after the warm-up before anything is said: routers start alike, and some skills start unused."""
 WRITTEN = ("entropy", "effective_skills", "usage", "least_load")
 """What is written of each router; of their mean, everything."""
-RATES = ("router_learning_rate", "content_learning_rate")
-"""Settings of the training that a remedy may name."""
+RATES = {"router_learning_rate": "router", "content_learning_rate": "content"}
+"""Settings of the training that a remedy may name, and the group of parameters that each is for."""
 NAMED = 3
 """Layers that a warning names; of the others it says how many there are."""
 
@@ -113,5 +113,5 @@ class RoutingWatch(Callback):
         more = len(skills) - len(shown)
         where = ", ".join(shown) + (f" and {more} more" if more else "")
         what = fault_text(kind, len(skills), n_routers)
-        rates = {field: getattr(trainer.config, field) for field in RATES}
+        rates = {field: trainer.optimizer.rates[group] for field, group in RATES.items()}
         return f"step {trainer.step}: {what}: {where}. {remedy(self.adapter, kind, rates)}"

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from polymoe.adapters.faults import learns_routing
-from polymoe.adapters.methods import learning_rate
+from polymoe.adapters.methods import learning_rates
 from polymoe.files import replace_folder
 from polymoe.functional import batch_invariant
 from polymoe.nn import FlatParameters
@@ -82,7 +82,7 @@ class Trainer:
         self.parameters = FlatParameters([*model.adapter_parameters(), *objective_parameters])
         self.plan = lru_cache(maxsize=2)(self._plan)
         self.total_steps = self._count_steps()
-        self.optimizer = AdamW(self.parameters, self.config, self.total_steps, learning_rate(model.config))
+        self.optimizer = AdamW(self.parameters, self.config, self.total_steps, learning_rates(model.config))
         if searched_tables(model.adapter):
             load_minimize()  # told before anything is trained
         self.folder = RunFolder(output)
