@@ -161,7 +161,8 @@ class TrainingConfig:
         given = {"skills": self.learning_rate, "content": self.content_learning_rate}
         found = {group: defaults[group] if rate is None else rate for group, rate in given.items()}
         head = self.head_learning_rate
-        return {**found, "router": self.router_learning_rate, "heads": head, "objective": head}
+        others = {"gains": found["skills"], "router": self.router_learning_rate}
+        return {**found, **others, "heads": head, "objective": head}
 
     def warmup(self, total: int) -> int:
         """Number of warm-up steps of a run of ``total`` steps."""
