@@ -22,7 +22,7 @@ from polymoe.data import read_tasks
 from polymoe.models import load_base
 from polymoe.training import Trainer, TrainingConfig, TrainingInterrupted
 from polymoe.training.folder import RunFolder
-from polymoe.training.objectives import Objective, load_objective
+from polymoe.training.objectives import Lm, LmOptions, Objective, load_objective
 from polymoe.training.search import load_minimize
 
 FIRST_STAGE = "first-stage"
@@ -41,12 +41,13 @@ class Recipe:
     init_from: tuple[str, ...] | None = None
     """Runs or adapters whose values to start from, their experts side by side; in place of the first stage of
     a method that comes after another."""
-    objective: Literal["classify", "match", "regress"] = "classify"
-    """What is learnt: a head per task, the nearest output text, or a number."""
+    objective: Literal["classify", "match", "regress", "lm"] = "classify"
+    """What is learnt: a head per task, the nearest output text, a number, or to write the output (lm)."""
     tasks: tuple[str, ...] | None = None
     """Tasks to train on; all that the data hold by default."""
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    lm: LmOptions = field(default_factory=LmOptions)
     first_stage: tyro.conf.Suppress[Mapping[str, Any] | None] = None
     """What the first stage of a method that comes after another does otherwise: ``adapter`` and ``training``,
     as here."""
@@ -61,10 +62,11 @@ class Recipe:
         given: dict[str, Any] = {k: _tuples(v) for k, v in settings.items()}
         adapter = _adapter_options(given.pop("adapter", None) or {})
         training = TrainingConfig.from_dict(given.pop("training", None) or {})
+        lm = _lm_options(given.pop("lm", None) or {})
         for name in given.get("first_stage") or {}:
             if name not in ("adapter", "training"):
                 raise TypeError(f"recipe: first_stage: expected adapter and training, got {name!r}")
-        return cls(**given, adapter=adapter, training=training)
+        return cls(**given, adapter=adapter, training=training, lm=lm)
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> Recipe:
@@ -81,6 +83,8 @@ class Recipe:
         """As YAML holds it; :meth:`from_dict` reads it back."""
         settings = asdict(self)
         settings["adapter"] = {k: v for k, v in settings["adapter"].items() if v is not None}
+        if self.objective != Lm.name:
+            del settings["lm"]
         return _lists(settings)  # type: ignore[no-any-return]
 
     def train(
@@ -189,7 +193,7 @@ class Recipe:
                 objective = load_objective(model, folder)
                 if objective.name == self.objective and objective.task_names == model.tasks.names:
                     return objective
-        return self.objective
+        return Lm(self.lm) if self.objective == Lm.name else self.objective
 
     def _described(self, tasks: Iterable[str] | None = None) -> dict[str, Any]:
         """As the run's ``recipe.yaml`` has it."""
@@ -209,6 +213,14 @@ def _adapter_options(settings: Mapping[str, Any]) -> AdapterOptions:
         if name not in options:
             raise TypeError(f"recipe: adapter: expected settings out of {sorted(options)}, got {name!r}")
     return AdapterOptions(**{k: _tuples(v) for k, v in settings.items()})
+
+
+def _lm_options(settings: Mapping[str, Any]) -> LmOptions:
+    options = [f.name for f in fields(LmOptions)]
+    for name in settings:
+        if name not in options:
+            raise TypeError(f"recipe: lm: expected settings out of {options}, got {name!r}")
+    return LmOptions(**settings)
 
 
 def _tuples(value: Any) -> Any:

@@ -31,13 +31,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class TaskData:
-    """A task: its name, its examples by split, and the instruction that came with it ("" if none did)."""
+    """A task: its name, its examples by split, the instruction that came with it ("" if none did), and
+    examples to show beside it, (input, output) each."""
 
     name: str
     train: tuple[Example, ...]
     valid: tuple[Example, ...]
     test: tuple[Example, ...]
     definition: str = ""
+    demonstrations: tuple[tuple[str, str], ...] = ()
 
     def split(self, name: str) -> tuple[Example, ...]:
         """The examples of "train", "valid" or "test"."""

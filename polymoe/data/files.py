@@ -34,11 +34,14 @@ def read_task_file(path: Path, task: str, part: str) -> list[Example]:
     ]
 
 
-def read_natural_instructions(path: Path, task: str) -> tuple[list[Example], str]:
-    """Examples and definition of a Natural Instructions file.
+def read_natural_instructions(
+    path: Path, task: str
+) -> tuple[list[Example], str, tuple[tuple[str, str], ...]]:
+    """Examples, definition and positive examples of a Natural Instructions file.
 
     An object with Instances [{id, input, output}] and Definition. An output is a string or a list of
-    references; the definition a string or a list of lines, and may be absent.
+    references; the definition a string or a list of lines, and may be absent, as may be "Positive Examples"
+    [{input, output}].
     """
     with open(path, "rb") as file:
         content = _json(_utf8(file.read(), path, 1), path, 1)
@@ -54,7 +57,11 @@ def read_natural_instructions(path: Path, task: str) -> tuple[list[Example], str
             f"{path}: Definition: expected a string or a list of them, got {type(definition).__name__}"
         )
     examples = [make_example(x, task, WHOLE, i, f"{path}: instance {i}") for i, x in enumerate(instances)]
-    return examples, "\n".join(lines)
+    shown = content.get("Positive Examples", [])
+    if not isinstance(shown, list):
+        raise TypeError(f"{path}: Positive Examples: expected a list, got {type(shown).__name__}")
+    positive = [make_example(x, task, WHOLE, i, f"{path}: positive example {i}") for i, x in enumerate(shown)]
+    return examples, "\n".join(lines), tuple((x.input, x.output) for x in positive)
 
 
 def split_name(value: Any, where: str) -> str:

@@ -14,10 +14,12 @@ from polymoe.data.splits import SPLITS, WHOLE, split_task
 
 
 class Parts(NamedTuple):
-    """A task as it was given: examples by part ("train", "valid", "test" or "all") and its instruction."""
+    """A task as it was given: examples by part ("train", "valid", "test" or "all"), its instruction and what
+    is shown beside it."""
 
     examples: dict[str, list[Example]]
     definition: str = ""
+    demonstrations: tuple[tuple[str, str], ...] = ()
 
 
 # Task name -> what reads it: a file is opened only when its task is wanted.
@@ -58,7 +60,7 @@ def read_tasks(
     result = {}
     for name in _select(tasks, known):
         parts = known[name]()
-        task = split_task(name, parts.examples, seed, parts.definition)
+        task = split_task(name, parts.examples, seed, parts.definition, parts.demonstrations)
         for split in require:
             if not task.split(split):
                 raise ValueError(f"{name}: expected {split} examples, got {task!r}")
@@ -152,8 +154,8 @@ def _from_task_files(name: str, files: Mapping[str, Path]) -> Parts:
 
 
 def _from_natural_instructions(name: str, path: Path) -> Parts:
-    examples, definition = read_natural_instructions(path, name)
-    return Parts({WHOLE: examples}, definition)
+    examples, definition, demonstrations = read_natural_instructions(path, name)
+    return Parts({WHOLE: examples}, definition, demonstrations)
 
 
 def _from_named(name: str, value: Any) -> Parts:

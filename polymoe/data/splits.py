@@ -18,7 +18,11 @@ WHOLE = "all"
 
 
 def split_task(
-    name: str, parts: Mapping[str, Sequence[Example]], seed: int = 0, definition: str = ""
+    name: str,
+    parts: Mapping[str, Sequence[Example]],
+    seed: int = 0,
+    definition: str = "",
+    demonstrations: tuple[tuple[str, str], ...] = (),
 ) -> TaskData:
     """Split a task that was given as any of the parts "train", "valid", "test", or as the one part "all".
 
@@ -43,4 +47,4 @@ def split_task(
         held_out = set(shuffled(len(train), seed, "held out", name)[: max(1, len(train) // 10)].tolist())
         valid = [example for i, example in enumerate(train) if i in held_out]
         train = [example for i, example in enumerate(train) if i not in held_out]
-    return TaskData(name, tuple(train), tuple(valid), tuple(test), definition)
+    return TaskData(name, tuple(train), tuple(valid), tuple(test), definition, demonstrations)

@@ -80,7 +80,7 @@ def attention(
 
 def attention_backward(saved: AttentionSaved, dy: Any) -> AttentionGrads:
     """``dq`` [N, H * head size]; ``dk``, ``dv`` [Nk, Hkv * head size], summed over their heads of q."""
-    q, k, v, out, lse, *settings = saved
+    q, k, v, out, lse = saved[:5]
     dq, dk, dv = (_core.empty(x.shape, x.dtype) for x in (q, k, v))
-    _core.attention_bwd(like(q, dy), q, k, v, out, lse, *settings, dq, dk, dv)
+    _core.attention_bwd(like(q, dy), q, k, v, out, lse, *saved[5:], dq, dk, dv)
     return AttentionGrads(dq, dk, dv)

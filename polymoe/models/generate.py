@@ -71,18 +71,10 @@ def generate(
         KeyError, IndexError: an unknown task.
     """
     config = replace(config or GenerationConfig(), **options)
-    base, attach = (model.base, model.attach) if hasattr(model, "attach") else (model, _as_it_is)
-    if not hasattr(base, "logits"):
-        raise TypeError(f"model: expected one that writes text, got {type(base).__name__}")
     given = [prompts] if isinstance(prompts, str) else list(prompts)
     if on_text is not None and config.num_beams > 1:
         raise ValueError("on_text: expected None with num_beams (beams are no text before the end)")
-    if base is not model:
-        ids = model.task_ids(task, len(given))
-    elif task is None:
-        ids = None
-    else:
-        raise ValueError(f"task: expected None (a base without adapters has no tasks), got {task!r}")
+    base, attach, ids = parts_of(model, task, len(given))
     tokens, cut = _tokens(base, given, config.max_new_tokens)
     keys = _keys(tokens, ids)
     lengths = np.array([len(t) for t in tokens], np.int64) + config.max_new_tokens
@@ -165,10 +157,8 @@ def _run(
     writers: Sequence[_Writer],
 ) -> None:
     """One batch of prompts, until all their searches are done."""
-    lengths = np.array([len(p) for p in prompts])
-    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    rooms = lengths + [writer.config.max_new_tokens for writer in writers]
-    batch = attach(Batch(cu_seqlens, np.concatenate(prompts), task_ids, cache=KeyValueCache(rooms)))
+    rooms = np.array([len(p) + w.config.max_new_tokens for p, w in zip(prompts, writers, strict=True)])
+    batch = start_batch(attach, prompts, task_ids, rooms)
     logits = _logits(base, base(batch), batch)
     live = [writer.search for writer in writers]
     while live:
@@ -187,13 +177,36 @@ def _run(
             logits = _logits(base, base(batch), batch)
 
 
-def next_batch(batch: Batch, parents: np.ndarray, tokens: Sequence[int]) -> Batch:
-    """A token more for some of the texts of a batch that carries a cache: ``parents`` [R] names them, any of
-    them several times, ``tokens`` [R] are what they go on with."""
+def parts_of(model: Any, task: Any, n: int) -> tuple[Any, Callable[[Batch], Batch], np.ndarray | None]:
+    """The base, what brings the adapter to a batch, and the task ids of n prompts [n] (None: no tasks).
+    TypeError for a base without a head, errors for tasks as :func:`generate`."""
+    adapted = hasattr(model, "attach")
+    base = model.base if adapted else model
+    if not hasattr(base, "logits"):
+        raise TypeError(f"model: expected one that writes text, got {type(base).__name__}")
+    if adapted:
+        return base, model.attach, model.task_ids(task, n)
+    if task is not None:
+        raise ValueError(f"task: expected None (a base without adapters has no tasks), got {task!r}")
+    return base, lambda batch: batch, None
+
+
+def start_batch(
+    attach: Callable[[Batch], Batch], prompts: Sequence[np.ndarray], task_ids: np.ndarray | None, rooms: Any
+) -> Batch:
+    """The batch of some prompts, token ids each, with a cache where each text may come to ``rooms`` [B]
+    tokens."""
+    cu_seqlens = np.concatenate([[0], np.cumsum([len(p) for p in prompts])]).astype(np.int64)
+    return attach(Batch(cu_seqlens, np.concatenate(prompts), task_ids, cache=KeyValueCache(rooms)))
+
+
+def next_batch(batch: Batch, parents: np.ndarray, tokens: Any, cu_seqlens: Any = None) -> Batch:
+    """More tokens for some of the texts of a batch that carries a cache: ``parents`` [R] names them, any of
+    them several times, ``tokens`` are what they go on with, one each unless ``cu_seqlens`` [R+1] says."""
     return replace(
         batch,
-        cu_seqlens=np.arange(len(parents) + 1),
-        token_ids=np.array(tokens, np.int64),
+        cu_seqlens=np.arange(len(parents) + 1) if cu_seqlens is None else cu_seqlens,
+        token_ids=np.asarray(tokens, np.int64),
         task_ids=None if batch.task_ids is None else batch.task_ids[parents],
         example_ids=None,
         routings=None if batch.routings is None else batch.routings.take(parents),
@@ -208,10 +221,6 @@ def _logits(base: Any, hidden: np.ndarray, batch: Batch) -> np.ndarray:
     if batch.adapters is not None and batch.adapters.get(head) is not None:
         return np.asarray(base.logits(hidden, batch)[last])
     return np.asarray(base.logits(hidden[last]))
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
 
 
 def _tokens(base: Any, prompts: Sequence[Any], n_new: int) -> tuple[list[np.ndarray], np.ndarray]:

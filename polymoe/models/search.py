@@ -60,8 +60,8 @@ class GenerationConfig:
             raise ValueError(f"temperature: expected 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: expected more than 0 and at most 1, got {self.top_p}")
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
-            raise TypeError(f"stop: expected non-empty strings, got {self.stop!r}")
+        if not isinstance(self.stop, tuple) or not all(isinstance(s, str) and s for s in self.stop):
+            raise TypeError(f"stop: expected a tuple of non-empty strings, got {self.stop!r}")
         if self.num_beams > 1 and self.temperature:
             raise ValueError(
                 f"temperature: expected 0 with num_beams (beams are not drawn), got {self.temperature}"
@@ -169,7 +169,10 @@ class Beams:
         total = (np.stack([log_softmax(row) for row in logits]) + self._scores[:, None]).ravel()
         best = np.argpartition(-total, min(self.width, total.size) - 1)[: self.width]
         best = best[np.lexsort((best, -total[best]))]
-        parents, tokens, scores, texts = [], [], [], []
+        parents: list[int] = []
+        tokens: list[int] = []
+        scores: list[float] = []
+        texts: list[list[int]] = []
         for place, way in enumerate(best.tolist()):
             parent, token = divmod(way, logits.shape[1])
             text = [*self._texts[parent], token]
@@ -177,7 +180,7 @@ class Beams:
             if finish is None and len(texts) < beams:
                 parents.append(parent)
                 tokens.append(token)
-                scores.append(total[way])
+                scores.append(float(total[way]))
                 texts.append(text)
             elif finish is not None and place < beams:
                 self.found.append(Found(text, finish, float(total[way]) / n**self.config.length_penalty))

@@ -30,6 +30,25 @@ def exact_match(expected: Sequence[str], predicted: Sequence[str]) -> float:
     return accuracy([_fold(e) for e in expected], [_fold(p) for p in predicted])
 
 
+def best_match(references: Sequence[Sequence[str]], predicted: Sequence[str]) -> float:
+    """Share of examples whose prediction is one of its references but for case and white space."""
+    _check(references, predicted)
+    hits = [_fold(p) in map(_fold, own) for own, p in zip(references, predicted, strict=True)]
+    return sum(hits) / len(hits)
+
+
+def rouge(references: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict[str, float]:
+    """ROUGE-1 and ROUGE-L (F1 of stems, the best of an example's references, the mean over examples), as the
+    package rouge-score computes them. ModuleNotFoundError without it. Lin 2004."""
+    _check(references, predicted)
+    from rouge_score.rouge_scorer import RougeScorer
+
+    names = ["rouge1", "rougeL"]
+    scorer = RougeScorer(names, use_stemmer=True)
+    scores = [scorer.score_multi(list(own), p) for own, p in zip(references, predicted, strict=True)]
+    return {name: sum(score[name].fmeasure for score in scores) / len(scores) for name in names}
+
+
 def macro_f1(expected: Sequence[str], predicted: Sequence[str]) -> float:
     """Unweighted mean of F1 over the labels that are expected or predicted anywhere.
 

@@ -61,13 +61,13 @@ class AdamW:
         groups = dict.fromkeys(s.group for s in self.segments)
         return {group: factor * self.rates[group] for group in groups}
 
-    def grad_norm(self, n_examples: int = 1) -> float:
+    def grad_norm(self, n_examples: float = 1) -> float:
         """Norm of the summed gradients divided by ``n_examples``, over the trainable segments."""
         return F.global_norm(self.parameters.grad, self._offsets, self._lengths) / n_examples
 
-    def update(self, n_examples: int = 1) -> Update:
-        """One step on the summed gradients of ``n_examples`` examples; the caller zeroes the gradients
-        afterwards.
+    def update(self, n_examples: float = 1) -> Update:
+        """One step on the summed gradients of ``n_examples`` examples (or tokens); the caller zeroes the
+        gradients afterwards.
 
         Raises FloatingPointError when the norm is not finite; parameters and moments are then as before.
         """

@@ -60,6 +60,7 @@ def default_recipe(trainer: Trainer, data: Any) -> dict[str, Any]:
     recipe["adapter"] = {name: _plain(getattr(trainer.model.config, name)) for name in names}
     recipe["adapter"] = {name: value for name, value in recipe["adapter"].items() if value is not None}
     recipe["objective"] = trainer.objective.name
+    recipe |= trainer.objective.recipe()
     recipe["training"] = trainer.config.to_dict()
     return recipe
 

@@ -41,8 +41,8 @@ class Trainer:
     ``output``.
 
     ``data``: tasks by name as :func:`polymoe.data.read_tasks` gives them, or anything that it reads.
-    ``objective``: "classify", "match", "regress", or an :class:`Objective`. ``progress``: "auto", "bar",
-    "lines", or None for silence. ``recipe``: what is written to ``recipe.yaml`` in place of what the
+    ``objective``: "classify", "match", "regress", "lm", or an :class:`Objective`. ``progress``: "auto",
+    "bar", "lines", or None for silence. ``recipe``: what is written to ``recipe.yaml`` in place of what the
     trainer knows itself. ``zero_shot``: evaluate on test before training too, where the objective can.
 
     Raises KeyError for tasks that the model does not know, ValueError for data that the objective cannot
@@ -160,18 +160,19 @@ class Trainer:
         if not math.isfinite(value):
             bad = [n for n, x in zip(names, loss.per_example, strict=True) if not math.isfinite(x)]
             raise self._not_finite("loss", value, bad or names)
-        n = len(indices)
-        # n times the gradient of the mean and of the auxiliary losses: windows sum over examples, and the
-        # update divides by their number
+        weights = np.ones(len(indices)) if loss.weights is None else loss.weights
+        n = float(weights.sum())
+        # n times the gradient of the mean and of the auxiliary losses: windows sum over examples (or over
+        # whatever the mean counts), and the update divides by their number
         tape.backward(loss.mean, np.asarray(n, dtype=data_of(loss.mean).dtype))
-        for name, x in zip(names, loss.per_example.tolist(), strict=True):
-            entry = state.window.setdefault(name, [0.0, 0])
-            entry[0] += x
-            entry[1] += 1
+        for name, x, w in zip(names, loss.per_example.tolist(), weights.tolist(), strict=True):
+            entry = state.window.setdefault(name, [0.0, 0.0])
+            entry[0] += w * x
+            entry[1] += w
         if tape.losses:
             state.window_auxiliary = (state.window_auxiliary or 0.0) + n * auxiliary
         state.tokens += batch.n_tokens
-        state.examples += n
+        state.examples += len(indices)
         state.micro_step += 1
         state.window_batches += 1
         state.batch += 1
@@ -188,7 +189,7 @@ class Trainer:
     def _update(self) -> dict[str, Any]:
         """The optimiser step; its line of ``metrics.jsonl``."""
         state, window = self.state, self.state.window
-        n = int(sum(entry[1] for entry in window.values()))
+        n = sum(entry[1] for entry in window.values())
         try:
             update = self.optimizer.update(n)
         except FloatingPointError:
@@ -224,19 +225,28 @@ class Trainer:
     def _select(self) -> bool:
         """Evaluate on validation; whether that is the best so far."""
         state = self.state
-        evaluation = self._evaluate("valid")
-        value = evaluation["mean"][self.metric]
-        best = state.best_value is None or value > state.best_value
+        evaluation = self._evaluate("valid", selects=True)
+        if self.metric not in evaluation["mean"]:
+            raise ValueError(
+                f"metric_for_best_model: expected one of {list(evaluation['mean'])} (what these tasks have), "
+                f"got {self.metric!r}"
+            )
+        value, old = evaluation["mean"][self.metric], state.best_value
+        lower = self.metric in self.objective.lower_is_better
+        best = old is None or (value < old if lower else value > old)
         if best:
             state.best_step, state.best_value, state.validation = state.step, value, evaluation
         state.evaluations_since_best = 0 if best else state.evaluations_since_best + 1
         return best
 
-    def _evaluate(self, split: Literal["valid", "test"]) -> Any:
+    def _evaluate(self, split: Literal["valid", "test"], selects: bool = False) -> Any:
         started = time.perf_counter()
         encoded = self.valid_split if split == "valid" else self.test_split
         observe = partial(self._tell, "on_evaluation_batch", split)
-        evaluation = self.objective.evaluate(self.model, encoded, observe=observe)
+        if selects:
+            evaluation = self.objective.validate(self.model, encoded, self.metric, observe)
+        else:
+            evaluation = self.objective.evaluate(self.model, encoded, observe=observe)
         self.state.evaluation_seconds += time.perf_counter() - started
         self._tell("on_evaluate", split, evaluation)
         return evaluation

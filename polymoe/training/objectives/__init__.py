@@ -1,4 +1,4 @@
-"""What is trained for: ``classify``, ``match``, ``regress``."""
+"""What is trained for: ``classify``, ``match``, ``regress``, ``lm``."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 from polymoe.training.objectives.base import Loss, Objective, Prediction, read_objective_files
 from polymoe.training.objectives.classify import Classify
+from polymoe.training.objectives.lm import Lm, LmOptions
 from polymoe.training.objectives.match import Match
 from polymoe.training.objectives.regress import Regress
 
-OBJECTIVES: dict[str, type[Objective]] = {cls.name: cls for cls in (Classify, Match, Regress)}
+OBJECTIVES: dict[str, type[Objective]] = {cls.name: cls for cls in (Classify, Match, Regress, Lm)}
 
 
 def make_objective(objective: str | Objective) -> Objective:
@@ -38,6 +39,8 @@ def load_objective(model: Any, folder: str | PathLike[str]) -> Objective:
 __all__ = [
     "OBJECTIVES",
     "Classify",
+    "Lm",
+    "LmOptions",
     "Loss",
     "Match",
     "Objective",

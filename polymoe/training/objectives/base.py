@@ -25,11 +25,18 @@ HEADS = "heads.safetensors"
 SETTINGS = "objective.json"
 
 
+Observe = Callable[[Batch], None] | None
+"""Who is told of each batch of an evaluation after its forward, when its ``routings`` are those of the
+batch."""
+
+
 class Loss(NamedTuple):
-    """The mean over the examples (0-d, on the tape) and the loss of each one [B]."""
+    """The mean over the examples (0-d, on the tape), the loss of each one [B], and how much of that mean each
+    is [B] float64 (None: 1)."""
 
     mean: Node | np.ndarray
     per_example: np.ndarray
+    weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -47,13 +54,15 @@ class Objective(Module):
     """What is trained for. A subclass says how; its parameters and :meth:`settings` are stored beside the
     adapter.
 
-    ``name`` selects it in recipes; ``metrics`` are those whose mean can select the best step (the more the
-    better), the first by default; ``zero_shot`` tells whether an evaluation before training means anything.
+    ``name`` selects it in recipes; ``metrics`` are those whose mean can select the best step, the first by
+    default, the more the better but for those in ``lower_is_better``; ``zero_shot`` tells whether an
+    evaluation before training means anything.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
-    zero_shot: ClassVar[bool] = False
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()
+    zero_shot: bool = False
 
     def __init__(self) -> None:
         self.task_names: tuple[str, ...] = ()
@@ -123,15 +132,31 @@ class Objective(Module):
         """The output for each text; ``task`` is the name for all texts or one name each. KeyError for an
         unknown task.
         """
+        names = self._names(texts, task)
+        model.tasks.ids(names)
+        if not len(texts):
+            return []
+        return self._predict_texts(model, texts, names, candidates, batch_tokens)
+
+    def _names(self, texts: Sequence[str], task: str | Sequence[str]) -> list[str]:
+        """The task of each text, checked."""
         if isinstance(texts, str):
             raise TypeError("texts: expected a sequence of strings, got a string")
         names = [task] * len(texts) if isinstance(task, str) else list(task)
         if len(names) != len(texts):
             raise ValueError(f"task: expected {len(texts)} names, got {len(names)}")
-        ids = model.tasks.ids(names)
         self.check_tasks(names)
-        if not len(texts):
-            return []
+        return names
+
+    def _predict_texts(
+        self,
+        model: Any,
+        texts: Sequence[str],
+        names: list[str],
+        candidates: Sequence[str] | None,
+        batch_tokens: int,
+    ) -> list[Prediction]:
+        ids = model.tasks.ids(names)
         embeddings = embed(model, self.tokenizer(model).encode(texts), ids, batch_tokens)
         return self._predict(model, embeddings, names, candidates)
 
@@ -140,16 +165,20 @@ class Objective(Module):
     ) -> list[Prediction]:
         raise NotImplementedError
 
+    def validate(self, model: Any, split: EncodedSplit, metric: str, observe: Observe = None) -> Evaluation:
+        """The evaluation that selects the best step by ``metric``; what takes long may be left out."""
+        return self.evaluate(model, split, observe=observe)
+
     def evaluate(
         self,
         model: Any,
         split: EncodedSplit,
         batch_tokens: int = BATCH_TOKENS,
-        observe: Callable[[Batch], None] | None = None,
+        observe: Observe = None,
     ) -> Evaluation:
         """Metrics of each task that has examples in ``split``; ValueError if there are none at all.
 
-        ``observe`` is told of each batch of inputs after its forward, with the ``routings`` it was given.
+        ``observe`` is told of each batch of inputs.
         """
         if not len(split):
             raise ValueError("split: expected at least one example, got none")
@@ -178,7 +207,11 @@ class Objective(Module):
             raise ValueError("base: expected one with a tokenizer, got one without")
         if self.max_length is None or self.max_length >= own.max_length:
             return own
-        return Tokenizer(own.tokenizer, self.max_length, own.prefix)
+        return Tokenizer(own.tokenizer, self.max_length, own.prefix, own.chat_template)
+
+    def recipe(self) -> dict[str, Any]:
+        """What a recipe says of it beside its name."""
+        return {}
 
     def settings(self) -> dict[str, Any]:
         """What :meth:`restore` needs beside the parameters, as JSON values."""
@@ -231,7 +264,7 @@ def embed(
     tokens: Tokens,
     task_ids: np.ndarray,
     batch_tokens: int = BATCH_TOKENS,
-    observe: Callable[[Batch], None] | None = None,
+    observe: Observe = None,
 ) -> np.ndarray:
     """Embeddings [n, D] of n tokenized texts, without noise; the model goes back to the mode it was in.
 
