@@ -55,7 +55,7 @@ def test_install_from_the_sdist_is_whole(installed):
         return {
             str(p.relative_to(folder))
             for p in (folder / "polymoe").rglob("*")
-            if p.is_file() and p.suffix in (".py", ".pyi", ".typed", ".jsonl", ".yaml", ".md")
+            if p.is_file() and p.suffix in (".py", ".pyi", ".typed", ".jsonl", ".yaml", ".md", ".css", ".js")
         }
 
     assert files(installed) == files(ROOT)

@@ -62,6 +62,17 @@ def learns_routing(adapter: Adapter) -> bool:
     )
 
 
+def of_each_type(adapter: Adapter, tasks: np.ndarray) -> np.ndarray:
+    """The tasks (ids) themselves or, where routing goes by type, the first of each type."""
+    types = adapter.config.task_types
+    if types is None:
+        return tasks
+    first: dict[str, int] = {}
+    for task in tasks.tolist():
+        first.setdefault(types[task], task)
+    return np.array(list(first.values()), np.int64)
+
+
 def fault_text(kind: str, n_faulty: int, n_routers: int) -> str:
     """What a kind of fault is, in so many of the routers."""
     return {

@@ -1,11 +1,11 @@
-"""The verb ``inspect``: what an adapter is made of and what its router learnt, in the terminal."""
+"""The verb ``inspect``: what an adapter is and what its router learnt, in the terminal or as a page."""
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from polymoe.adapters import AdaptedModel
 from polymoe.adapters.statistics import RouterStatistics, reads_texts
 from polymoe.cli.flags import parse_flags
 from polymoe.cli.folders import load_folder
 from polymoe.cli.show import print_json, say
 from polymoe.data import read_tasks
-from polymoe.report import RoutingStatistics, TextRouting, routing_statistics, text_routing
+from polymoe.report import Inspection, RoutingStatistics, TextRouting, gradient_similarity, write_page
+from polymoe.report import inspect as inspect_model
+from polymoe.report.facts import describe_parts
+from polymoe.report.html import check_target
 
 TOKENS = 10
 """Columns of a table of tokens."""
@@ -46,6 +48,14 @@ class Inspect:
     """Part of the data: train, valid or test."""
     base: str | None = None
     """Where the base is, if the folder does not say or it has moved."""
+    html: str | None = None
+    """Write all of it as a page: a file of HTML that needs no network."""
+    against: str | None = None
+    """Another run or adapter, beside this one on the page."""
+    gradients: bool = False
+    """Also how the tasks' gradients agree (of a run; a forward and backward over 64 texts a task)."""
+    overwrite: bool = False
+    """Let the page replace a file that is none."""
     json: bool = False
     """Print everything as JSON, all arrays included."""
 
@@ -55,29 +65,64 @@ def inspect(argv: Sequence[str]) -> None:
     options = parse_flags(Inspect, argv, "inspect")
     if options.task is not None and options.text is None:
         raise ValueError("task: expected a text beside it (--text), got none")
-    # The base is loaded in every case: it tells the layers and vouches for them by its fingerprint.
-    model, run = load_folder(options.path, options.base)
-    text = None if options.text is None else text_routing(model, options.text, options.task)
-    statistics = None
-    if not reads_texts(model.adapter):
-        statistics = routing_statistics(model)
-    elif texts := _texts(options, {} if run is None else run.recipe):
-        statistics = routing_statistics(model, texts)
-    parts = _parts(model)
+    if options.against is not None and options.html is None:
+        raise ValueError("against: expected a page to show both on (--html), got none")
+    if options.html is not None:
+        check_target(Path(options.html), options.overwrite)
+    found = _look(options, options.path)
+    if options.html is not None:
+        others = [] if options.against is None else [_look(options, options.against)]
+        page = write_page(options.html, [found, *others], overwrite=options.overwrite)
     if options.json:
-        routing = None if statistics is None else statistics.to_dict()
-        print_json({**parts, "routing": routing, "text": None if text is None else text.to_dict()})
-        return
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    _show_parts(console, options.path, parts)
-    if statistics is None:
+        parts = {"routing": found.statistics, "text": found.text, "gradients": found.gradients}
+        if not options.gradients:
+            del parts["gradients"]
+        print_json(found.facts | {name: None if x is None else x.to_dict() for name, x in parts.items()})
+    elif options.html is not None:
+        say(f"page: {page} ({page.stat().st_size / 1000:,.0f} kB)")
+    else:
+        _show(Console(width=None if sys.stdout.isatty() else 120, highlight=False), options, found)
+
+
+def _look(options: Inspect, path: str) -> Inspection:
+    """What there is to see of a run or an adapter."""
+    # The base is loaded in every case: it tells the layers and vouches for them by its fingerprint.
+    model, run = load_folder(path, options.base)
+    texts = _texts(options, {} if run is None else run.recipe) if reads_texts(model.adapter) else {}
+    gradients = None
+    if options.gradients:
+        if run is None:
+            raise ValueError(f"gradients: expected a run, got the adapter {path}")
+        gradients = gradient_similarity(run, options.data)
+    return inspect_model(
+        model if run is None else run,
+        texts or None,
+        text=options.text,
+        task=options.task,
+        name=path,
+        gradients=gradients,
+    )
+
+
+def _show(console: Console, options: Inspect, found: Inspection) -> None:
+    """In the terminal."""
+    _show_parts(console, found.name, found.facts)
+    if found.statistics is None:
         say("\nrouting: by text; name some with --data, or one with --text")
-    elif any(router.n_skills > 1 for router in statistics.routers):
-        _show_routing(console, statistics, options.layers)
+    elif found.routes:
+        _show_routing(console, found.statistics, options.layers)
     else:
         say("\nrouting: none, one pair for everybody")
-    if text is not None:
-        _show_text(console, text)
+    if found.gradients is not None:
+        tasks = found.gradients.tasks
+        table = Table(title="cosines of the tasks' gradients", title_justify="left")
+        for column in ("task", *tasks):
+            table.add_column(escape(column))
+        for task, row in zip(tasks, found.gradients.cosines, strict=True):
+            table.add_row(escape(task), *map(_two, row))
+        console.print(table)
+    if found.text is not None:
+        _show_text(console, found.text)
 
 
 def _texts(options: Inspect, recipe: dict[str, Any]) -> dict[str, list[str]]:
@@ -95,40 +140,9 @@ def _texts(options: Inspect, recipe: dict[str, Any]) -> dict[str, list[str]]:
     return {name: texts for name, texts in found.items() if texts}
 
 
-def _parts(model: AdaptedModel) -> dict[str, Any]:
-    """What the adapter is made of; parameters by kind of layer, its number written as *."""
-    config, adapter = model.config, model.adapter
-    counted: set[int] = set()  # a router that layers share counts once
-    kinds: dict[str, dict[str, int]] = {}
-    for name, layer in adapter.layers.items():
-        row = kinds.setdefault(
-            re.sub(r"(?<=\.)\d+(?=\.)", "*", name), {"layers": 0, "router": 0, "experts": 0}
-        )
-        row["layers"] += 1
-        for part in ("router", "experts"):
-            for _, p in getattr(layer, part).named_parameters():
-                row[part] += 0 if id(p) in counted else p.data.size
-                counted.add(id(p))
-    fields = ("method", "router", "experts", "mixing", "site", "r", "n_skills", "n_splits", "top_k")
-    trained = model.get_nb_trainable_parameters()[0]
-    return {
-        **{field: getattr(config, field) for field in fields},
-        "scale": config.scale(""),
-        "router_granularity": config.router_granularity,
-        "base": getattr(model.base, "name", None),
-        "tasks": list(adapter.tasks.names),
-        "parameters": trained,
-        "layers": kinds,
-    }
-
-
 def _show_parts(console: Console, path: str, parts: dict[str, Any]) -> None:
     say(f"{path}: {parts['method']} on {parts['base']}, {parts['parameters']:,} parameters")
-    sizes = [f"rank {parts['r']}", f"scale {parts['scale']:g}", f"mixing {parts['mixing']}"]
-    sizes += [f"{parts['n_splits']} heads"] * (parts["n_splits"] > 1)
-    sizes += [f"top {parts['top_k']}"] * (parts["top_k"] is not None)
-    sizes += [f"a router for each {parts['router_granularity']}"] * (parts["router_granularity"] != "linear")
-    say(f"router {parts['router']}, experts {parts['experts']}: {', '.join(sizes)}")
+    say(describe_parts(parts))
     if parts["tasks"]:
         say(f"tasks: {', '.join(parts['tasks'])}")
     table = Table("layers", "number", "in routers", "in experts")

@@ -91,6 +91,11 @@ class RoutingStatistics:
             "mean": self.summary(),
         }
 
+    def _repr_html_(self) -> str:
+        from polymoe.report.html import statistics_fragment
+
+        return statistics_fragment(self)
+
     def __repr__(self) -> str:
         sizes = ", ".join(
             f"{w.shape[1]} routers x {w.shape[2]} heads x {size} skills" for size, w in self.by_size().items()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polymoe.adapters import Adapter
-from polymoe.adapters.faults import Fault, fault_text, find_faults, remedy
+from polymoe.adapters.faults import Fault, fault_text, find_faults, of_each_type, remedy
 from polymoe.adapters.statistics import (
     RouterStatistics,
     RoutingSums,
@@ -82,24 +82,14 @@ class RoutingWatch(Callback):
     def _judge(self, trainer: Trainer, routers: Sequence[RouterStatistics]) -> None:
         if trainer.step < trainer.config.warmup(trainer.total_steps) + PATIENCE:
             return
-        faults = find_faults([router.take(self._judged(trainer)) for router in routers])
+        tasks = of_each_type(self.adapter, trainer.model.tasks.ids(list(trainer.data)))
+        faults = find_faults([router.take(tasks) for router in routers])
         standing = faults if trainer.step == trainer.total_steps else faults & self.before
         self.before = faults
         for kind in sorted({fault.kind for fault in standing} - self.said):
             self.said.add(kind)
             found = sorted(fault for fault in standing if fault.kind == kind)
             warnings.warn(self._text(trainer, kind, found, len(routers)), RoutingWarning, stacklevel=2)
-
-    def _judged(self, trainer: Trainer) -> np.ndarray:
-        """The tasks that are trained; of each type one, where routing goes by type."""
-        tasks: np.ndarray = trainer.model.tasks.ids(list(trainer.data))
-        types = self.adapter.config.task_types
-        if types is None:
-            return tasks
-        first: dict[str, int] = {}
-        for task in tasks.tolist():
-            first.setdefault(types[task], task)
-        return np.array(list(first.values()), np.int64)
 
     def _text(self, trainer: Trainer, kind: str, faults: Sequence[Fault], n_routers: int) -> str:
         """What is wrong, where, and what helps."""

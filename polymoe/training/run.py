@@ -68,6 +68,11 @@ class Run:
         with batch_invariant(self._setting("batch_invariant") or None):
             return self.objective.predict(self.model, texts, task, candidates)
 
+    def _repr_html_(self) -> str:
+        from polymoe.report import inspect  # looks at runs, and is not needed to use them
+
+        return inspect(self)._repr_html_()
+
     def _setting(self, name: str, default: Any = None) -> Any:
         return self.recipe.get("training", {}).get(name, default)
 
