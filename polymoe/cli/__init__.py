@@ -1,9 +1,9 @@
 """``polymoe <verb>``: results go to stdout (``--json`` for machines), all else to stderr.
 
 A verb is a function of its arguments and a row of VERBS: runs.py has those that make and use runs,
-few_shot.py the one that teaches a run a further task, inspect.py the one that looks into an adapter,
-exchange.py those that take adapters elsewhere, about.py those that need none; flags.py, folders.py and
-show.py are what they share.
+generate.py the one that writes text, few_shot.py the one that teaches a run a further task, inspect.py the
+one that looks into an adapter, exchange.py those that take adapters elsewhere, about.py those that need none;
+flags.py, folders.py and show.py are what they share.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import polymoe
 from polymoe.cli.about import info, methods
 from polymoe.cli.exchange import convert, export, merge
 from polymoe.cli.few_shot import adapt
+from polymoe.cli.generate import write
 from polymoe.cli.inspect import inspect
 from polymoe.cli.runs import DEMO, demo, evaluate, predict, train
 from polymoe.training import TrainingInterrupted
@@ -32,6 +33,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "adapt": (adapt, "teach a run one more task from a few examples"),
     "evaluate": (evaluate, "metrics of a run, task by task"),
     "predict": (predict, "outputs for texts"),
+    "generate": (write, "text, token by token: a run's outputs, or what a base alone writes"),
     "export": (export, "a task of a run as one LoRA: for PEFT, mlx-lm, llama.cpp, or merged into the base"),
     "convert": (convert, "a LoRA in another format"),
     "merge": (merge, "several LoRAs as one"),

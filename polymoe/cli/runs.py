@@ -64,7 +64,7 @@ class Predict:
     input: tuple[str, ...] = ()
     """The texts; lines of stdin when there are none."""
     candidates: tuple[str, ...] | None = None
-    """Outputs to choose from (objective match), in place of the task's own."""
+    """Outputs to choose from (objectives match and lm), in place of the task's own."""
     base: str | None = None
     """Where the base is now, if it has moved."""
     batch_invariant: bool = False
@@ -124,10 +124,12 @@ def train(argv: Sequence[str]) -> None:
         print_json(summary)
     else:
         show_summary(summary, out.output)
-        say(
-            f"\nnext:\n  polymoe evaluate {out.output}\n"
-            f"  polymoe predict {out.output} --task NAME --input TEXT"
+        use = (
+            "generate {} --task NAME --prompt"
+            if summary["objective"] == "lm"
+            else "predict {} --task NAME --input"
         )
+        say(f"\nnext:\n  polymoe evaluate {out.output}\n  polymoe {use.format(out.output)} TEXT")
 
 
 def demo(argv: Sequence[str]) -> None:

@@ -94,10 +94,10 @@ class Template:
 
 
 class Encoded(NamedTuple):
-    """The tokens of a prompt, and whether some were left out."""
+    """The tokens of a prompt, and how many were left out."""
 
     ids: np.ndarray
-    cut: bool
+    cut: int
 
 
 def encode_prompts(
@@ -123,7 +123,7 @@ def encode_prompts(
                 dropped = set(inside[max(len(inside) - over, 0) :])
                 ids = [token for i, token in enumerate(ids) if i not in dropped]
                 ids = ids[max(len(before) + len(ids) - room, 0) :]
-            result.append(Encoded(np.array(before + ids, np.int32), over > 0))
+            result.append(Encoded(np.array(before + ids, np.int32), max(over, 0)))
     return result
 
 

@@ -30,7 +30,7 @@ class Generation:
 
     ``token_ids`` hold all its tokens, the one that ended it too; ``finish`` says what did: "eos", "stop" (a
     stop string) or "length". ``score``: log probability / length ** length_penalty. ``cut``: tokens that the
-    prompt lost at its beginning, because prompt and text are more than the model takes.
+    prompt lost, because prompt and text are more than the model takes.
     """
 
     text: str

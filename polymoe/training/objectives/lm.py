@@ -171,7 +171,7 @@ class Lm(Objective):
         tokens = Tokens(
             np.concatenate(pieces).astype(np.int32) if pieces else np.empty(0, np.int32),
             np.concatenate([[0], np.cumsum(lengths.sum(axis=1))]),
-            cut | np.array([p.cut for p in prompts], bool),
+            cut | np.array([p.cut > 0 for p in prompts], bool),
             np.array([not e.input.strip() for e in examples], bool),
         )
         return LmSplit(
@@ -241,7 +241,7 @@ class Lm(Objective):
         encoded = self._prompts(model, texts, names, [room] * len(texts))
         written = generate(model, [p.ids for p in encoded], names, **options)
         return [
-            [replace(text, text=text.text.strip(), cut=int(p.cut)) for text in own]
+            [replace(text, text=text.text.strip(), cut=text.cut + p.cut) for text in own]
             for own, p in zip(written, encoded, strict=True)
         ]
 
