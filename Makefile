@@ -47,7 +47,7 @@ format: $(VENV)/installed      ## let ruff and clang-format rewrite the files
 
 types: $(VENV)/installed       ## mypy, and the extension against its stub
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest polymoe._core
+	$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml polymoe._core
 
 # A variant is another build of the package, installed for itself under build/ and put first on the path.
 variant = $(BIN)/pip install --quiet --upgrade --no-deps --no-build-isolation --target build/variants/$@ .
