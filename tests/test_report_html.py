@@ -126,8 +126,8 @@ def test_a_page_has_every_task_and_skill_and_needs_nothing_else(small):
     assert [view["heads"] for view in carried["views"]] == [2] * 13
     statistics = found.statistics
     order = [statistics.tasks.index(name) for name in carried["tasks"]]
-    shown = np.reshape(carried["views"][3]["w"], (4, 2, 4)) / 100
-    np.testing.assert_allclose(shown, statistics.routers[2].weights[order], atol=0.005)
+    shown = np.reshape(carried["views"][3]["w"], (4, 2, 4)) / 1000
+    np.testing.assert_allclose(shown, statistics.routers[2].weights[order], atol=0.0005)
     names = [a["aria-label"] for a in read.tags("div") if a.get("role") == "region"]
     assert len(names) == len([a for a in read.tags("div") if a.get("tabindex") == "0"])
     assert all(a.get("aria-label") for a in read.tags("svg") if a.get("role") == "img")
@@ -163,8 +163,8 @@ def test_a_text_is_shown_token_by_token_and_escaped(small):
     routing = text_routing(model, text)
     (carried,) = read.data()
     assert len(carried["views"]) == len(routing.routers)
-    weights = np.reshape(carried["views"][1]["w"], (len(routing.tokens), 4)) / 100
-    np.testing.assert_allclose(weights, routing.routers[1].weights[:, 0], atol=0.005)
+    weights = np.reshape(carried["views"][1]["w"], (len(routing.tokens), 4)) / 1000
+    np.testing.assert_allclose(weights, routing.routers[1].weights[:, 0], atol=0.0005)
     buttons = read.tags("button")
     assert len(buttons) == len(routing.tokens)
     assert [b["tabindex"] for b in buttons] == ["0"] + ["-1"] * (len(buttons) - 1)

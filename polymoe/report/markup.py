@@ -23,13 +23,18 @@ DARK, DARKER = 0.55, 0.70
 is 4.5 at least everywhere."""
 
 
-LITTLE = 0.05
-"""Weights that differ by less have colours that go from 0."""
+LITTLE = 0.2
+"""Numbers that differ by less than this part of the largest have colours that go from 0."""
 
 
-def two(value: float) -> str:
-    """Two digits, and no sign before a zero."""
-    return f"{round(float(value), 2) + 0.0:.2f}"
+def two(value: float, digits: int = 2) -> str:
+    """So many digits, and no sign before a zero."""
+    return f"{round(float(value), digits) + 0.0:.{digits}f}"
+
+
+def digits_of(high: float) -> int:
+    """Digits of numbers up to ``high``: three of small ones."""
+    return 2 if high >= 0.1 else 3
 
 
 def number(value: float) -> str:
@@ -73,24 +78,22 @@ def span_of(values: np.ndarray) -> tuple[float, float]:
     """From where to where the colours of a table go: what its sizes span, or from 0 where that is little."""
     size = np.abs(values)
     low, high = (float(size.min()), float(size.max())) if size.size else (0.0, 1.0)
-    low = low if high - low >= LITTLE else 0.0
-    return round(low, 2), round(high, 2) if high > 0 else 1.0
+    low = low if high - low >= LITTLE * high else 0.0
+    return low, high or 1.0
 
 
-def cell(value: float, low: float, high: float, text: str | None = None, more: str = "") -> str:
+def cell(value: float, low: float, high: float, more: str = "") -> str:
     """A coloured cell with its number: how far its size lies between ``low`` and ``high``."""
     v = min(max((abs(value) - low) / max(high - low, 1e-9), 0.0), 1.0)
     classes = "n " * (value < 0) + "a " * (v >= DARK) + "b " * (v >= DARKER) + more
     attribute = f' class="{classes.strip()}"' if classes.strip() else ""
-    return f'<td{attribute} style="--v:{v:.2g}">{two(value) if text is None else text}'
+    return f'<td{attribute} style="--v:{v:.2g}">{two(value, digits_of(high))}'
 
 
 def legend(low: float, high: float) -> str:
     """What the colours of a heat table mean."""
-    return (
-        f'<p class="legend"><span>{two(low)}</span><span class="ramp" aria-hidden="true"></span>'
-        f"<span>{two(high)}</span></p>"
-    )
+    ends = (f"<span>{two(end, digits_of(high))}</span>" for end in (low, high))
+    return '<p class="legend">' + '<span class="ramp" aria-hidden="true"></span>'.join(ends) + "</p>"
 
 
 def heat(
@@ -125,9 +128,9 @@ def heat(
     return scroll(caption, f'<table class="heat">{inner}</table>') + legend(low, high)
 
 
-def hundredths(values: np.ndarray) -> list[int]:
+def thousandths(values: np.ndarray) -> list[int]:
     """Numbers as the script takes them."""
-    return [int(x) for x in (values * 100).round().ravel()]
+    return [int(x) for x in (values * 1000).round().ravel()]
 
 
 def json_block(value: Any) -> str:

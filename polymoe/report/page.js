@@ -2,7 +2,7 @@
 // Redraws what a selector picks; without this script the page shows the first of each. Texts are only ever set
 // as text. The colours are those of cell() in markup.py.
 (() => {
-  const two = (x) => (x / 100).toFixed(2);
+  const text = (x, high) => (x / 1000).toFixed(high >= 100 ? 2 : 3);
   const make = (tag, text, cls) => {
     const node = document.createElement(tag);
     if (text !== undefined) node.textContent = text;
@@ -10,12 +10,12 @@
     return node;
   };
 
-  // rows x columns of hundredths, as the table that heat() writes
+  // rows x columns of thousandths, as the table that heat() writes
   function draw(where, caption, corner, names, columns, values, zero) {
     const sizes = values.map(Math.abs);
     let low = sizes.reduce((a, b) => Math.min(a, b), Infinity);
     const high = sizes.reduce((a, b) => Math.max(a, b), 1);
-    if (zero || high - low < 5) low = 0;
+    if (zero || high - low < 0.2 * high) low = 0;
     const table = make("table", undefined, "heat");
     table.append(make("caption", caption));
     const head = table.createTHead().insertRow();
@@ -33,7 +33,7 @@
       for (let c = 0; c < columns; c++) {
         const x = values[r * columns + c];
         const v = Math.min(Math.max((Math.abs(x) - low) / Math.max(high - low, 1e-9), 0), 1);
-        const td = make("td", two(x), (x < 0 ? "n " : "") + (v >= 0.55 ? "a " : "") + (v >= 0.7 ? "b" : ""));
+        const td = make("td", text(x, high), (x < 0 ? "n " : "") + (v >= 0.55 ? "a " : "") + (v >= 0.7 ? "b" : ""));
         td.style.setProperty("--v", v.toFixed(2));
         row.append(td);
       }
@@ -44,7 +44,7 @@
     scroll.setAttribute("aria-label", caption);
     scroll.append(table);
     const legend = make("p", undefined, "legend");
-    legend.append(make("span", two(low)), make("span", undefined, "ramp"), make("span", two(high)));
+    legend.append(make("span", text(low, high)), make("span", undefined, "ramp"), make("span", text(high, high)));
     where.replaceChildren(scroll, legend);
   }
 
@@ -92,7 +92,7 @@
     const tell = (i) => {
       const view = data.views[block.querySelector("select").value];
       const used = row(view, i).map((x, s) => [x, s]).filter(([x]) => x).sort((a, b) => Math.abs(b[0]) - Math.abs(a[0]));
-      said.textContent = `${data.tasks[i]}: ` + used.slice(0, 12).map(([x, s]) => `skill ${s} ${two(x)}`).join(", ");
+      said.textContent = `${data.tasks[i]}: ` + used.slice(0, 12).map(([x, s]) => `skill ${s} ${text(x, 100)}`).join(", ");
     };
     buttons.forEach((button, i) => {
       button.addEventListener("focus", () => tell(i));

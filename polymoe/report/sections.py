@@ -20,16 +20,16 @@ from polymoe.report.markup import (
     describe_list,
     fold,
     heat,
-    hundredths,
     json_block,
     scroll,
     table,
+    thousandths,
     title,
 )
 from polymoe.report.routing import RoutingStatistics
 from polymoe.report.tree import TaskTree, task_tree
 
-NUMBERS = 250_000
+NUMBERS = 200_000
 """Numbers that a page carries for its selectors: about 0.8 MB. Of more, as many routers as fit, evenly."""
 NEAREST = 3
 EXPLAINED = {
@@ -245,8 +245,8 @@ def _sample(routers: Sequence[RouterStatistics], numbers: int) -> list[RouterSta
 
 
 def _view(name: str, w: np.ndarray) -> dict[str, Any]:
-    """Weights [T, Q, S] in hundredths."""
-    return {"name": name, "heads": w.shape[1], "skills": w.shape[2], "w": hundredths(w)}
+    """Weights [T, Q, S] in thousandths."""
+    return {"name": name, "heads": w.shape[1], "skills": w.shape[2], "w": thousandths(w)}
 
 
 def _caution(statistics: RoutingStatistics) -> str:

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 
 from polymoe.report.inspection import Inspection
-from polymoe.report.markup import fold, heat, hundredths, json_block, scroll, title
+from polymoe.report.markup import fold, heat, json_block, scroll, thousandths, title
 from polymoe.report.texts import RouterText, TextRouting
 
 CELLS = 12_000
@@ -39,7 +39,8 @@ def _tokens(found: TextRouting, routers: Sequence[RouterText], anchor: str) -> s
     n = len(found.tokens)
     kept = routers if len(routers) * n <= CELLS else routers[:: -(-len(routers) * n // CELLS)]
     views = [
-        {"name": r.name, "skills": r.weights.shape[-1], "w": hundredths(r.weights.mean(axis=1))} for r in kept
+        {"name": r.name, "skills": r.weights.shape[-1], "w": thousandths(r.weights.mean(axis=1))}
+        for r in kept
     ]
     options = "".join(f"<option value={i}>{escape(view['name'])}" for i, view in enumerate(views))
     first = kept[0]
