@@ -5,8 +5,8 @@
 For each method a small grid of learning rates is tried on one seed (it grows while the best is at its
 edge) and the best on validation is taken; then every seed is trained at that rate, and only these runs read
 test. Under Adam a step moves a layer's output by rate times scale, so the grid is one of that product:
-multiples of the default 5e-4 / scale. At the same budget each method keeps the product that it had at the
-same rank.
+multiples of the default 5e-4 / scale. Each size has a grid of its own: at four times the rank the product
+that was best can be too much.
 
 Runs that are there already are not run again: an interrupted table goes on where it stopped, a new method
 or seed is added to it, and several processes can work on one folder (`--jobs`, or this command twice). A

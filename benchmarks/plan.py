@@ -57,13 +57,11 @@ def plan(ladder: Ladder, options: Options) -> Iterator[Job]:
         yield from jobs(ladder, options, method, ladder.size(method, options.rank), options.seeds)
     seeds = options.seeds if options.budget_seeds is None else options.budget_seeds
     for method in options.methods:
-        size = ladder.size(method, options.rank, options.budget)
-        yield from jobs(ladder, options, method, size, seeds, tries=False)
+        yield from jobs(ladder, options, method, ladder.size(method, options.rank, options.budget), seeds)
 
 
-def grid(ladder: Ladder, options: Options, method: str) -> list[Job]:
-    """The runs that choose a method's rate; beyond an edge of the grid while the best one is there."""
-    size = ladder.size(method, options.rank)
+def grid(ladder: Ladder, options: Options, method: str, size: Size) -> list[Job]:
+    """The runs that choose a method's rate at a size; beyond an edge of the grid while the best is there."""
     tried = [Job(method, size, multiple, options.seeds[0]) for multiple in sorted(options.grid)]
     for _ in range(options.extend if len(tried) > 1 else 0):
         best = _best(ladder, tried)
@@ -74,9 +72,9 @@ def grid(ladder: Ladder, options: Options, method: str) -> list[Job]:
     return tried
 
 
-def chosen(ladder: Ladder, options: Options, method: str) -> float | None:
+def chosen(ladder: Ladder, options: Options, method: str, size: Size) -> float | None:
     """The multiple that is best on validation (the smallest on a tie), or None before all were tried."""
-    return _best(ladder, grid(ladder, options, method))
+    return _best(ladder, grid(ladder, options, method, size))
 
 
 def _best(ladder: Ladder, tried: Sequence[Job]) -> float | None:
@@ -86,10 +84,8 @@ def _best(ladder: Ladder, tried: Sequence[Job]) -> float | None:
     return max(sorted(found), key=lambda multiple: found[multiple])
 
 
-def jobs(
-    ladder: Ladder, options: Options, method: str, size: Size, seeds: Sequence[int], tries: bool = True
-) -> list[Job]:
+def jobs(ladder: Ladder, options: Options, method: str, size: Size, seeds: Sequence[int]) -> list[Job]:
     """A method's runs at one size: its grid, and once that is done its seeds."""
-    tried = grid(ladder, options, method) if tries else []
-    multiple = chosen(ladder, options, method)
+    tried = grid(ladder, options, method, size)
+    multiple = chosen(ladder, options, method, size)
     return tried + [Job(method, size, multiple, seed, test=True) for seed in seeds if multiple is not None]

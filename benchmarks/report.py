@@ -100,14 +100,12 @@ def frozen_scores(ladder: Ladder, options: Options) -> dict[int, dict[str, float
 
 def collect(ladder: Ladder, options: Options, method: str, budget: int | None, seeds: tuple[int, ...]) -> Row:
     """What the runs of a method came to."""
-    tries = budget is None
     size = ladder.size(method, options.rank, budget)
-    row = Row(method, size, chosen(ladder, options, method))
-    if tries:
-        tried = grid(ladder, options, method)
-        row.tried = {f"{job.multiple:.3g}": ladder.validation(job) for job in tried}
-        row.at_edge = row.multiple in (tried[0].multiple, tried[-1].multiple)
-    for job in jobs(ladder, options, method, size, seeds, tries):
+    row = Row(method, size, chosen(ladder, options, method, size))
+    tried = grid(ladder, options, method, size)
+    row.tried = {f"{job.multiple:.3g}": ladder.validation(job) for job in tried}
+    row.at_edge = row.multiple in (tried[0].multiple, tried[-1].multiple)
+    for job in jobs(ladder, options, method, size, seeds):
         if (why := ladder.failed(job)) is not None:
             row.failures[job.name] = why
         summary, test = ladder.read(job, "summary"), ladder.read(job, "test")

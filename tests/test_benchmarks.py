@@ -136,8 +136,8 @@ def test_grid_grows_while_the_best_is_at_its_edge(methods, options):
 
     def tried(values, extend):
         some = methods.replace(options, grid=(3.0, 1.0), extend=extend)
-        return [job.multiple for job in plan.grid(Known(values), some, "lora")], plan.chosen(
-            Known(values), some, "lora"
+        return [job.multiple for job in plan.grid(Known(values), some, "lora", None)], plan.chosen(
+            Known(values), some, "lora", None
         )
 
     values = {1.0: 0.3, 3.0: 0.5, 9.0: 0.6, 27.0: 0.6}
