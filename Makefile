@@ -53,9 +53,10 @@ types: $(VENV)/installed       ## mypy, and the extension against its stub
 variant = $(BIN)/pip install --quiet --upgrade --no-deps --no-build-isolation --target build/variants/$@ .
 on_it   = PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/variants/$@
 
+# libstdc++ beside it, for libraries that throw C++ exceptions through it (matplotlib).
 asan: $(VENV)/installed        ## every test under the address and undefined-behaviour sanitizers
 	POLYMOE_SANITIZE=address,undefined $(variant)
-	$(on_it) LD_PRELOAD=$(shell $(CC) -print-file-name=libasan.so) PYTHONMALLOC=malloc \
+	$(on_it) LD_PRELOAD="$(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libstdc++.so.6)" PYTHONMALLOC=malloc \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(BIN)/pytest tests --ignore tests/test_build.py $(ARGS)
 
 clang: $(VENV)/installed       ## build with clang 19 or later; the tests of the operations
