@@ -7,9 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import transformers
-from peft import PolyConfig, TaskType, get_peft_model
 
 from polymoe.adapters import adapt
 from polymoe.batch import Batch
@@ -21,6 +18,10 @@ from polymoe.training import TrainingConfig
 from polymoe.training.objectives import Lm
 from polymoe.training.objectives.lm import Targets
 from polymoe.training.optim import AdamW
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
 
 SIZES = {
     "vocab_size": 90, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -146,11 +147,11 @@ def test_twenty_steps_are_those_of_peft(tmp_path: Path) -> None:
     """Poly on every linear layer, the same start, no noise, AdamW: the losses of twenty steps."""
     reference, folder = make(tmp_path)
     torch.manual_seed(1)
-    config = PolyConfig(
-        task_type=TaskType.CAUSAL_LM, r=4, n_tasks=3, n_skills=3, n_splits=1, poly_type="poly",
+    config = peft.PolyConfig(
+        task_type=peft.TaskType.CAUSAL_LM, r=4, n_tasks=3, n_skills=3, n_splits=1, poly_type="poly",
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     )  # fmt: skip
-    peft_model = get_peft_model(reference, config)
+    peft_model = peft.get_peft_model(reference, config)
     with torch.no_grad():
         for name, p in peft_model.named_parameters():
             if "poly_lora_B" in name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -291,7 +292,7 @@ class Lm(Objective):
         self, model: Any, split: EncodedSplit, batch_tokens: int = LOSS_TOKENS, observe: Observe = None
     ) -> Evaluation:
         """Metrics of what is written, of the likeliest labels, and of the loss, task by task. ROUGE where the
-        package rouge-score is installed. ValueError without examples."""
+        package rouge-score is installed, with a warning where it is not. ValueError without examples."""
         return self._evaluate_split(model, split, batch_tokens, observe)
 
     def _evaluate_split(
@@ -338,6 +339,12 @@ class Lm(Objective):
             values["accuracy"] = accuracy(expected, chosen)
         if find_spec("rouge_score") is not None:
             values |= rouge(references, texts)
+        else:
+            warnings.warn(
+                "rouge1, rougeL: expected the package rouge-score, got none: left out "
+                "(pip install 'polymoe[lm]')",
+                stacklevel=2,
+            )
         return values
 
     def _losses(
