@@ -69,7 +69,7 @@ def _rows(panel: Any, rows: Sequence[Row], frozen: float) -> None:
         range(len(ordered)),
         [f"{row.method}, {(row.size.parameters if row.size else 0) / 1e6:.2f} M" for row in ordered],
     )
-    panel.set_xlabel("mean test accuracy, percent (dashed: LoRA, dotted: linear head)")
+    panel.set_xlabel("percent (dashed: LoRA, dotted: linear head)")
     panel.grid(axis="y", linewidth=0.3)
 
 
