@@ -8,7 +8,7 @@ from training_base import base_folder, make_model
 
 from polymoe.adapters import METHODS, configure
 from polymoe.adapters.catalog import catalog
-from polymoe.adapters.layers import n_parameters
+from polymoe.adapters.layers import formula, n_parameters
 from polymoe.adapters.parts import Site
 
 # T5-XL: 24 + 24 blocks of width 2048; q, k, v, o of three attentions, wi_0, wi_1, wo.
@@ -78,6 +78,11 @@ def test_alter_counts_whole_feed_forwards(method, shared):
     gate = 4 * 768 * 768 + 4 * 768 if shared else 0
     expected = (5 + shared) * 2 * 768 * 3072 + 3 * 5 + gate
     assert n_parameters(configure(method, **fields), [site]) == expected
+
+
+def test_the_share_of_a_router_is_said_of_the_router_and_not_of_the_gate():
+    config = configure("alter", task_types=("a",), router_granularity="block")
+    assert formula(config).endswith("+ (M + 1) (D D + D) + (K S a block)")
 
 
 def test_the_verb_lists_every_method(tmp_path, capsys):

@@ -110,9 +110,8 @@ def formula(config: AdapterConfig) -> str:
     """The trainable parameters of a layer as people write them."""
     router, experts = ROUTERS[config.router], EXPERTS[config.experts]
     count = "" if router.count == "1" else f"{router.count} "
-    terms = [experts.formula.replace("S ", count) if config.train_experts else "0", router.formula]
-    if config.mixing == "gated":
-        terms.append(experts.gate_formula)
+    gate = experts.gate_formula if config.mixing == "gated" else "0"
+    terms = [experts.formula.replace("S ", count) if config.train_experts else "0", gate, router.formula]
     heads = " order" if config.mixing == "leaves" else " Q" if config.n_heads > 1 else ""
     terms = [term.replace(" Q", heads) for term in terms if term != "0"]
     if router.formula != "0" and config.router_granularity != "linear":
