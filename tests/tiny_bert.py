@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,22 @@ def tiny_config(**overrides: Any) -> dict[str, Any]:
     return CONFIG | {"vocab_size": len(WORDS) + 5} | overrides
 
 
-def tiny_state(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
-    """Random weights by name, large enough for attention and activation to matter."""
+def random_state(
+    shapes: Mapping[str, tuple[int, ...]], seed: int, vectors: float, matrices: float
+) -> dict[str, np.ndarray]:
+    """Random weights by name, those of a norm around 1; the last two say how large."""
     rng = np.random.default_rng(seed)
     state = {}
-    for name, shape in BertConfig.from_dict(config).shapes().items():
-        scale = 0.5 if len(shape) == 1 else 2 / np.sqrt(shape[-1])
-        state[name] = (rng.normal(size=shape) * scale + name.endswith("LayerNorm.weight")).astype(np.float32)
+    for name, shape in shapes.items():
+        scale = vectors if len(shape) == 1 else matrices / np.sqrt(shape[-1])
+        one = name.lower().endswith("norm.weight")
+        state[name] = (rng.normal(size=shape) * scale + one).astype(np.float32)
     return state
+
+
+def tiny_state(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
+    """Random weights by name, large enough for attention and activation to matter."""
+    return random_state(BertConfig.from_dict(config).shapes(), seed, 0.5, 2)
 
 
 def write_bert(

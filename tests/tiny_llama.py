@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tiny_bert import write_json, write_weights
+from tiny_bert import random_state, write_json, write_weights
 
 from polymoe.models import LlamaConfig
 
@@ -37,12 +37,7 @@ def tiny_config(**overrides: Any) -> dict[str, Any]:
 
 def tiny_state(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights by name, large enough for attention and activation to matter."""
-    rng = np.random.default_rng(seed)
-    state = {}
-    for name, shape in LlamaConfig.from_dict(config).shapes().items():
-        scale = 0.3 if len(shape) == 1 else 1.5 / np.sqrt(shape[-1])
-        state[name] = (rng.normal(size=shape) * scale + name.endswith("norm.weight")).astype(np.float32)
-    return state
+    return random_state(LlamaConfig.from_dict(config).shapes(), seed, 0.3, 1.5)
 
 
 def write_llama(
