@@ -39,6 +39,7 @@ enum pm_gate { PM_SIGMOID, PM_STRAIGHT_THROUGH, PM_SOFTMAX, PM_L2, PM_GATES }; /
 /* Every kernel, one line each: K(name, (arguments)). The list makes the table below and, in kernels/all.h, fills it. */
 #define PM_KERNELS(K, real)                                                                                  \
     K(peak, (ptrdiff_t n, real b, real c, real *sum, double *flops))                                         \
+    K(read, (ptrdiff_t n, ptrdiff_t times, const real *x, real *sum))                                        \
     K(gemm_pack, (ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last, const real *weight,             \
                   int transpose, real scale, real *panels))                                                  \
     K(gemm, (ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, const real *panels,                      \

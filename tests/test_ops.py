@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cases import CASES, Args, Case, cast
 
+from polymoe import _core
 from polymoe import functional as F
 from polymoe import reference as R
 
@@ -109,3 +110,10 @@ def test_threads_do_not_change_bits(case: Case, isa: str, threads: Any) -> None:
 @pytest.mark.parametrize("op", sorted({c.op for c in CASES}))
 def test_every_operation_has_a_large_case(op: str) -> None:
     assert any(c.big for c in CASES if c.op == op)
+
+
+@pytest.mark.parametrize("n", [0, 1, 191, 192, 193, 1000])
+def test_read_passes_over_every_value(n: int, isa: str, threads: Any) -> None:
+    for count in (1, 3):
+        threads(count)
+        assert _core.read(np.arange(n, dtype=np.float32), 3) == 3 * n * (n - 1) / 2

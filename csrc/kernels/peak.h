@@ -1,5 +1,8 @@
-/* peak.h -- as many multiply-adds as the registers allow, and no memory: what the products are measured against.
- *   a_i = a_i * b + c, n times, for PEAK_CHAINS independent vectors a_i     sum [] of all     flops [] done */
+/* peak.h -- what a machine can do at most: every kernel is measured against these two.
+ * As many multiply-adds as the registers allow, and no memory:
+ *   a_i = a_i * b + c, n times, for PEAK_CHAINS independent vectors a_i     sum [] of all     flops [] done
+ * Nothing but reading, `times` times over the same array:
+ *   sum [] = times * sum_i x[i]     x [n] */
 #define PEAK_CHAINS 12 /* more than latency times units, fewer than the registers of any instruction set */
 
 static void FN(peak)(ptrdiff_t n, real b, real c, real *restrict sum, double *restrict flops)
@@ -13,4 +16,19 @@ static void FN(peak)(ptrdiff_t n, real b, real c, real *restrict sum, double *re
     *sum = 0;
     for (ptrdiff_t l = 0; l < LANES; l++) *sum += total[l];
     *flops = 2.0 * n * PEAK_CHAINS * LANES;
+}
+
+static void FN(read)(ptrdiff_t n, ptrdiff_t times, const real *restrict x, real *restrict sum)
+{
+    vec a[PEAK_CHAINS] = { 0 }, total = { 0 };
+    real rest = 0;
+    for (ptrdiff_t t = 0; t < times; t++) {
+        ptrdiff_t i = 0;
+        for (; i + PEAK_CHAINS * LANES <= n; i += PEAK_CHAINS * LANES)
+            PM_UNROLLED_FOR (int j = 0; j < PEAK_CHAINS; j++) a[j] += *(const vec *)(x + i + j * LANES);
+        for (; i < n; i++) rest += x[i];
+    }
+    PM_UNROLLED_FOR (int j = 0; j < PEAK_CHAINS; j++) total += a[j];
+    *sum = rest;
+    for (ptrdiff_t l = 0; l < LANES; l++) *sum += total[l];
 }

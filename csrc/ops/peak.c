@@ -1,4 +1,4 @@
-/* peak.c -- kernels/peak.h once on every thread; returns the operations done by all. */
+/* peak.c -- kernels/peak.h on every thread at once: peak returns the operations of all, read the sum. */
 #ifndef DT
 #define PM_SELF "../ops/peak.c"
 #include "dtypes.h"
@@ -24,5 +24,28 @@ double FN(pm_peak)(ptrdiff_t n)
     pm_parallel(threads, 1e9, FN(peak_item), &c);
     for (int t = 0; t < threads; t++) flops += c.flops[t][0];
     return flops;
+}
+
+struct FN(read) {
+    ptrdiff_t n, threads, times;
+    const real *x;
+    real sums[64][64 / sizeof(real)];
+};
+
+static void FN(read_item)(void *ctx, ptrdiff_t thread)
+{
+    struct FN(read) *c = ctx;
+    const ptrdiff_t first = c->n * thread / c->threads, last = c->n * (thread + 1) / c->threads;
+    K->read(last - first, c->times, c->x + first, c->sums[thread]);
+}
+
+double FN(pm_read)(ptrdiff_t n, ptrdiff_t times, const real *x)
+{
+    struct FN(read) c = { .n = n, .times = times, .x = x };
+    c.threads = pm_get_num_threads() < 64 ? pm_get_num_threads() : 64;
+    double sum = 0;
+    pm_parallel(c.threads, 1e9, FN(read_item), &c);
+    for (int t = 0; t < c.threads; t++) sum += c.sums[t][0];
+    return sum;
 }
 #endif

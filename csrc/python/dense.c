@@ -4,7 +4,8 @@
     void pm_pack_##DT(ptrdiff_t O, ptrdiff_t D, const real *weight, int transpose, real *panels);       \
     void pm_dense_bwd_weight_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *x, \
                                   real *dweight, real *dbias);                                          \
-    double pm_peak_##DT(ptrdiff_t n);
+    double pm_peak_##DT(ptrdiff_t n);                                                                   \
+    double pm_read_##DT(ptrdiff_t n, ptrdiff_t times, const real *x);
 DECLARE(float, f32)
 DECLARE(double, f64)
 
@@ -46,6 +47,18 @@ static PyObject *py_peak(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize
     Py_END_ALLOW_THREADS return PyFloat_FromDouble(flops);
 }
 
+static PyObject *py_read(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (pm_nargs(nargs, 2, "read")) return NULL;
+    ptrdiff_t n = -1;
+    const float *x = pm_in(args[0], "x", NPY_FLOAT32, 1, &n);
+    const ptrdiff_t times = pm_int(args[1], "times");
+    double sum;
+    if (PyErr_Occurred()) return NULL;
+    Py_BEGIN_ALLOW_THREADS sum = pm_read_f32(n, times, x);
+    Py_END_ALLOW_THREADS return PyFloat_FromDouble(sum);
+}
+
 PyMethodDef pm_methods_dense[] = {
     PM_METHOD(pack, "pack(weight, transpose, panels, /)\n--\n\nPanels of weight [O,D], or of the transpose "
                     "of weight [D,O]."),
@@ -53,5 +66,8 @@ PyMethodDef pm_methods_dense[] = {
                                 "the sum of dy over tokens."),
     PM_METHOD(peak, "peak(n, /)\n--\n\nDo n rounds of multiply-adds in registers on every thread; returns "
                     "the operations done."),
+    PM_METHOD(read,
+              "read(x, times, /)\n--\n\nRead x [n], a part on every thread, so many times over; returns "
+              "the sum of all that."),
     { NULL, NULL, 0, NULL },
 };
