@@ -95,13 +95,13 @@ enum pm_gate { PM_SIGMOID, PM_STRAIGHT_THROUGH, PM_SOFTMAX, PM_L2, PM_GATES }; /
                      const real *rstd, real *dx, real *dweight))                                             \
     K(l2_normalize_fwd, (ptrdiff_t B, ptrdiff_t D, const real *x, real eps, real *y, real *norm))            \
     K(attention_scratch, (ptrdiff_t Lk, ptrdiff_t d, int backward, ptrdiff_t *values))                       \
-    K(attention_fwd, (ptrdiff_t L, ptrdiff_t Lk, ptrdiff_t d, ptrdiff_t M, ptrdiff_t ld, ptrdiff_t ldkv,     \
-                      ptrdiff_t ldlse, const real *q, const real *k, const real *v, real scale, int causal,  \
-                      real *scratch, real *out, real *lse))                                                  \
-    K(attention_bwd,                                                                                         \
-      (ptrdiff_t L, ptrdiff_t Lk, ptrdiff_t d, ptrdiff_t M, ptrdiff_t ld, ptrdiff_t ldkv, ptrdiff_t ldlse,   \
-       const real *q, const real *k, const real *v, const real *out, const real *lse, const real *dout,      \
-       real scale, int causal, real *scratch, real *dq, real *dk, real *dv))                                 \
+    K(attention_fwd, (ptrdiff_t L, ptrdiff_t Lk, ptrdiff_t d, ptrdiff_t M, ptrdiff_t W, ptrdiff_t ld,        \
+                      ptrdiff_t ldkv, ptrdiff_t ldlse, const real *q, const real *k, const real *v,          \
+                      const real *bias, real scale, int causal, real *scratch, real *out, real *lse))        \
+    K(attention_bwd, (ptrdiff_t L, ptrdiff_t Lk, ptrdiff_t d, ptrdiff_t M, ptrdiff_t W, ptrdiff_t ld,        \
+                      ptrdiff_t ldkv, ptrdiff_t ldlse, const real *q, const real *k, const real *v,          \
+                      const real *bias, const real *out, const real *lse, const real *dout, real scale,      \
+                      int causal, real *scratch, real *dq, real *dk, real *dv))                              \
     K(rope, (ptrdiff_t N, ptrdiff_t H, ptrdiff_t d, const int64_t *positions, const real *cosines,           \
              const real *sines, int back, const real *x, real *y))                                           \
     K(gather, (ptrdiff_t N, ptrdiff_t D, const int64_t *ids, const real *table, real *y))                    \

@@ -541,6 +541,7 @@ def attention(
     n_kv_heads: Any = None,
     cu_seqlens_k: Any = None,
     key_lengths: Any = None,
+    position_bias: Any = None,
 ) -> Pair:
     out, hd = np.zeros_like(q), q.shape[1] // n_heads
     scale = 1 / math.sqrt(hd) if scale is None else scale
@@ -555,6 +556,10 @@ def attention(
             at = slice(a, b), slice(h * hd, (h + 1) * hd)
             kv = slice(first, first + n_keys), slice(h // share * hd, (h // share + 1) * hd)
             x = scale * q[at] @ k[kv].T
+            if position_bias is not None:
+                behind = np.arange(n_keys) - (np.arange(n_keys - (b - a), n_keys)[:, None])
+                P = position_bias.shape[1] // 2
+                x = x + position_bias[h, P + np.clip(behind, -P, P)]
             x = np.where(np.triu(np.ones(x.shape, bool), 1 + n_keys - (b - a)), -np.inf, x) if causal else x
             p = np.exp(x - x.max(axis=1, keepdims=True))
             p = p / p.sum(axis=1, keepdims=True)

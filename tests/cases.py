@@ -709,6 +709,7 @@ def attention_cases() -> Iterator[Case]:
     for name, queries, rooms, keys, h, kv in (
         ("new tokens", [1, 1, 1], [5, 40, 9], [3, 33, 9], 4, 2),
         ("several new", [3, 0, 33, 2], [3, 4, 70, 90], [3, 2, 65, 90], 2, 2),
+        ("blocks of new", [40, 70], [90, 71], None, 2, 1),
         ("room left over", [1, 2], [7, 8], None, 3, 1),
         ("cached", [1] * 40, [700] * 40, [650] * 40, 4, 4),
     ):
@@ -740,6 +741,43 @@ def attention_cases() -> Iterator[Case]:
                 floor=1.0,
                 big=name == "cached",
             )
+
+    for name, queries, rooms, P, h, kv, causal in (
+        ("bias", [0, 1, 40, 16], [0, 1, 40, 16], 16, 3, 3, False),
+        ("bias", [70, 33], [70, 33], 9, 4, 2, True),
+        ("bias of new tokens", [1, 3, 40], [33, 3, 90], 16, 2, 2, True),
+        ("bias of few keys", [50, 2], [7, 5], 4, 2, 1, False),
+        ("bias by a sign", [5], [5], 1, 1, 1, False),
+        ("one bias for all", [20], [20], 0, 2, 2, True),
+        ("many with bias", [128, 100, 1, 512], [128, 100, 1, 512], 128, 4, 4, False),
+    ):
+
+        def biased(
+            rng: np.random.Generator,
+            queries: list[int] = queries,
+            rooms: list[int] = rooms,
+            P: int = P,
+            h: int = h,
+            kv: int = kv,
+            causal: bool = causal,
+        ) -> Args:
+            q, (k, v) = rng.normal(size=(sum(queries), h * 9)), rng.normal(size=(2, sum(rooms), kv * 9))
+            args = {"q": q, "k": k, "v": v, "n_heads": h, "n_kv_heads": kv, "causal": causal}
+            offsets = {"cu_seqlens": queries, "cu_seqlens_k": rooms}
+            args |= {name: lengths_to_cu_seqlens(lengths) for name, lengths in offsets.items()}
+            return {**args, "position_bias": 2 * rng.normal(size=(h, 2 * P + 1))}
+
+        yield Case(
+            "attention",
+            f"{name} P={P} H={h}/{kv}{' causal' if causal else ''}",
+            biased,
+            ("q", "k", "v"),
+            {"float32": 4e-6, "float64": 1e-13},
+            36.0 * h * sum(a * b for a, b in zip(queries, rooms, strict=True)),
+            72.0 * kv * sum(rooms),
+            floor=1.0,
+            big=name.startswith("many"),
+        )
 
     yield Case("attention", "scale", scaled, ("q", "k", "v"), {"float32": 4e-6, "float64": 1e-13}, floor=1.0)
 

@@ -258,6 +258,18 @@ FRIENDLY = [
     ),
     Bad(
         F.attention,
+        (*QKV, [0, 5], 2, None, False, None, None, None, f32(2, 4)),
+        ValueError,
+        "position_bias: expected an odd number of columns, got 4",
+    ),
+    Bad(
+        F.attention,
+        (*QKV, [0, 5], 2, None, False, None, None, None, f32(3, 5)),
+        ValueError,
+        "position_bias: expected shape (2, any), got (3, 5)",
+    ),
+    Bad(
+        F.attention,
         (*QKV, [0, 5], 6, None, False, 2),
         ValueError,
         "k: expected 2 columns (2 heads of 1), got 6",
@@ -376,7 +388,7 @@ STRICT = [
     ),
     Bad(
         _core.attention_bwd,
-        (*[f32(2, 4)] * 5, f32(3, 2), i64(0, 2), i64(0, 2), None, 2, 2, 1.0, 0, *[f32(2, 4)] * 3),
+        (*[f32(2, 4)] * 5, f32(3, 2), i64(0, 2), i64(0, 2), None, 2, 2, 1.0, 0, None, *[f32(2, 4)] * 3),
         ValueError,
         "lse: expected shape (2, 2), got (3, 2)",
     ),
@@ -448,7 +460,10 @@ def test_refusals_leak_no_references(bad: Bad) -> None:
 GOOD: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
     (_core.add, (f32(3), f32(3), f32(3))),
     (_core.layer_norm_bwd, (f32(2, 3), f32(2, 3), None, f32(3), f32(2), f32(2), f32(2, 3), None, f32(3))),
-    (_core.attention_fwd, (*[f32(3, 4)] * 3, i64(0, 3), i64(0, 3), None, 2, 2, 1.0, 0, f32(3, 4), f32(2, 3))),
+    (
+        _core.attention_fwd,
+        (*[f32(3, 4)] * 3, i64(0, 3), i64(0, 3), None, 2, 2, 1.0, 0, f32(2, 5), f32(3, 4), f32(2, 3)),
+    ),
     (_core.rms_norm_bwd, (f32(2, 3), f32(2, 3), f32(3), f32(2), f32(2, 3), f32(3))),
     (_core.rope, (f32(2, 4), f32(5, 2), f32(5, 2), i64(0, 4), 0, f32(2, 4))),
     (_core.cross_entropy_fwd, (f32(2, 3), i64(0, 1), None, None, None, f32(1), f32(2), f32(2))),

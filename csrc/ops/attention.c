@@ -1,7 +1,7 @@
 /* attention.c -- attention over packed sequences (kernels/attention.h); an item is one head of keys of one
  * example, with the H / Hkv heads of queries that share it: it owns its part of every output, so nothing is summed across threads.
  * The rows of example b are cu_seqlens[b] .. of q and cu_seqlens_k[b] .. of k and v, of which key_lengths[b] hold keys (all where
- * NULL): the rest is room for later tokens. */
+ * NULL): the rest is room for later tokens. position_bias [H, 2 W + 1] or NULL. */
 #ifndef DT
 #define PM_SELF "../ops/attention.c"
 #include <stdatomic.h>
@@ -9,9 +9,9 @@
 #else
 
 struct FN(attention) {
-    ptrdiff_t N, H, Hkv, d;
+    ptrdiff_t N, H, Hkv, d, W;
     const int64_t *cu_seqlens, *cu_seqlens_k, *key_lengths;
-    const real *q, *k, *v, *dout, *out_saved, *lse_saved;
+    const real *q, *k, *v, *position_bias, *dout, *out_saved, *lse_saved;
     real scale, *out, *lse, *dq, *dk, *dv;
     int causal;
     atomic_int failed;    /* memory ran out in some item */
@@ -29,6 +29,7 @@ static void FN(attention_item)(void *ctx, ptrdiff_t item)
         memset(c->dk + kv + j * ldkv, 0, (size_t)c->d * sizeof(real));
         memset(c->dv + kv + j * ldkv, 0, (size_t)c->d * sizeof(real));
     }
+    const real *bias = c->position_bias ? c->position_bias + h * M * (2 * c->W + 1) : NULL;
     ptrdiff_t values;
     if (L == 0) return;
     K->attention_scratch(Lk, c->d, c->dout != NULL, &values);
@@ -38,12 +39,12 @@ static void FN(attention_item)(void *ctx, ptrdiff_t item)
         return;
     }
     if (c->dout)
-        K->attention_bwd(L, Lk, c->d, M, ld, ldkv, c->N, c->q + at, c->k + kv, c->v + kv, c->out_saved + at,
-                         c->lse_saved + row, c->dout + at, c->scale, c->causal, scratch, c->dq + at,
-                         c->dk + kv, c->dv + kv);
+        K->attention_bwd(L, Lk, c->d, M, c->W, ld, ldkv, c->N, c->q + at, c->k + kv, c->v + kv, bias,
+                         c->out_saved + at, c->lse_saved + row, c->dout + at, c->scale, c->causal, scratch,
+                         c->dq + at, c->dk + kv, c->dv + kv);
     else
-        K->attention_fwd(L, Lk, c->d, M, ld, ldkv, c->N, c->q + at, c->k + kv, c->v + kv, c->scale, c->causal,
-                         scratch, c->out + at, c->lse + row);
+        K->attention_fwd(L, Lk, c->d, M, c->W, ld, ldkv, c->N, c->q + at, c->k + kv, c->v + kv, bias,
+                         c->scale, c->causal, scratch, c->out + at, c->lse + row);
     pm_block_put(scratch);
 }
 
@@ -59,21 +60,23 @@ static double FN(attention_work)(ptrdiff_t B, const int64_t *cu_seqlens, const i
 }
 
 /* Both return -1 when memory is out. */
-int FN(pm_attention_fwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t Hkv, ptrdiff_t d,
+int FN(pm_attention_fwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t Hkv, ptrdiff_t d, ptrdiff_t W,
                          const int64_t *cu_seqlens, const int64_t *cu_seqlens_k, const int64_t *key_lengths,
-                         const real *q, const real *k, const real *v, double scale, int causal, real *out,
-                         real *lse)
+                         const real *q, const real *k, const real *v, const real *position_bias, double scale,
+                         int causal, real *out, real *lse)
 {
     struct FN(attention) c = { .N = N,
                                .H = H,
                                .Hkv = Hkv,
                                .d = d,
+                               .W = W,
                                .cu_seqlens = cu_seqlens,
                                .cu_seqlens_k = cu_seqlens_k,
                                .key_lengths = key_lengths,
                                .q = q,
                                .k = k,
                                .v = v,
+                               .position_bias = position_bias,
                                .scale = (real)scale,
                                .causal = causal,
                                .out = out,
@@ -82,21 +85,24 @@ int FN(pm_attention_fwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t Hkv, p
     return -atomic_load(&c.failed);
 }
 
-int FN(pm_attention_bwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t Hkv, ptrdiff_t d,
+int FN(pm_attention_bwd)(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t Hkv, ptrdiff_t d, ptrdiff_t W,
                          const int64_t *cu_seqlens, const int64_t *cu_seqlens_k, const int64_t *key_lengths,
-                         const real *dout, const real *q, const real *k, const real *v, const real *out,
-                         const real *lse, double scale, int causal, real *dq, real *dk, real *dv)
+                         const real *dout, const real *q, const real *k, const real *v,
+                         const real *position_bias, const real *out, const real *lse, double scale,
+                         int causal, real *dq, real *dk, real *dv)
 {
     struct FN(attention) c = { .N = N,
                                .H = H,
                                .Hkv = Hkv,
                                .d = d,
+                               .W = W,
                                .cu_seqlens = cu_seqlens,
                                .cu_seqlens_k = cu_seqlens_k,
                                .key_lengths = key_lengths,
                                .q = q,
                                .k = k,
                                .v = v,
+                               .position_bias = position_bias,
                                .scale = (real)scale,
                                .causal = causal,
                                .out_saved = out,

@@ -2,14 +2,14 @@
 #include "python.h"
 #define DECLARE(real, DT)                                                                                 \
     int pm_attention_fwd_##DT(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t Hkv, ptrdiff_t d,          \
-                              const int64_t *cu_seqlens, const int64_t *cu_seqlens_k,                     \
+                              ptrdiff_t W, const int64_t *cu_seqlens, const int64_t *cu_seqlens_k,        \
                               const int64_t *key_lengths, const real *q, const real *k, const real *v,    \
-                              double scale, int causal, real *out, real *lse);                            \
+                              const real *position_bias, double scale, int causal, real *out, real *lse); \
     int pm_attention_bwd_##DT(ptrdiff_t B, ptrdiff_t N, ptrdiff_t H, ptrdiff_t Hkv, ptrdiff_t d,          \
-                              const int64_t *cu_seqlens, const int64_t *cu_seqlens_k,                     \
+                              ptrdiff_t W, const int64_t *cu_seqlens, const int64_t *cu_seqlens_k,        \
                               const int64_t *key_lengths, const real *dout, const real *q, const real *k, \
-                              const real *v, const real *out, const real *lse, double scale, int causal,  \
-                              real *dq, real *dk, real *dv);
+                              const real *v, const real *position_bias, const real *out, const real *lse, \
+                              double scale, int causal, real *dq, real *dk, real *dv);
 DECLARE(float, f32)
 DECLARE(double, f64)
 
@@ -43,10 +43,22 @@ static void check_keys(const int64_t *cu_seqlens, const int64_t *cu_seqlens_k, c
     }
 }
 
+/* The table [H, 2 W + 1] or NULL for None, and its W. Sets an error for an even number of columns. */
+static const void *read_bias(PyObject *o, int type, ptrdiff_t H, ptrdiff_t *W)
+{
+    ptrdiff_t columns = -1;
+    const void *bias = pm_in_or_none(o, "position_bias", type, 2, &H, &columns);
+    if (bias && columns % 2 == 0)
+        PyErr_Format(PyExc_ValueError, "position_bias: expected an odd number of columns, got %zd",
+                     (Py_ssize_t)columns);
+    *W = columns / 2;
+    return bias;
+}
+
 static PyObject *py_attention_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (pm_nargs(nargs, 12, "attention_fwd")) return NULL;
-    ptrdiff_t N = -1, Nk = -1, D = -1, Dkv = -1, offsets = -1, B = -1;
+    if (pm_nargs(nargs, 13, "attention_fwd")) return NULL;
+    ptrdiff_t N = -1, Nk = -1, D = -1, Dkv = -1, offsets = -1, B = -1, W = 0;
     const int t = pm_real(args[0], "q");
     const void *q = pm_in(args[0], "q", t, 2, &N, &D), *k = pm_in(args[1], "k", t, 2, &Nk, &Dkv),
                *v = pm_in(args[2], "v", t, 2, &Nk, &Dkv);
@@ -61,19 +73,20 @@ static PyObject *py_attention_fwd(PyObject *Py_UNUSED(m), PyObject *const *args,
     const double scale = pm_double(args[8], "scale");
     const int causal = pm_int(args[9], "causal") != 0;
     check_keys(cu_seqlens, cu_seqlens_k, key_lengths, B, causal);
-    void *out = pm_out(args[10], "out", t, 2, &N, &D), *lse = pm_out(args[11], "lse", t, 2, &H, &N);
+    const void *bias = read_bias(args[10], t, H, &W);
+    void *out = pm_out(args[11], "out", t, 2, &N, &D), *lse = pm_out(args[12], "lse", t, 2, &H, &N);
     if (PyErr_Occurred()) return NULL;
     int failed;
-    PM_TRY(failed, t, pm_attention_fwd, B, N, H, Hkv, D / H, cu_seqlens, cu_seqlens_k, key_lengths, q, k, v,
-           scale, causal, out, lse);
+    PM_TRY(failed, t, pm_attention_fwd, B, N, H, Hkv, D / H, W, cu_seqlens, cu_seqlens_k, key_lengths, q, k,
+           v, bias, scale, causal, out, lse);
     if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
 static PyObject *py_attention_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (pm_nargs(nargs, 16, "attention_bwd")) return NULL;
-    ptrdiff_t N = -1, Nk = -1, D = -1, Dkv = -1, offsets = -1, B = -1;
+    if (pm_nargs(nargs, 17, "attention_bwd")) return NULL;
+    ptrdiff_t N = -1, Nk = -1, D = -1, Dkv = -1, offsets = -1, B = -1, W = 0;
     const int t = pm_real(args[0], "dout");
     const void *dout = pm_in(args[0], "dout", t, 2, &N, &D), *q = pm_in(args[1], "q", t, 2, &N, &D);
     const void *k = pm_in(args[2], "k", t, 2, &Nk, &Dkv), *v = pm_in(args[3], "v", t, 2, &Nk, &Dkv),
@@ -90,12 +103,13 @@ static PyObject *py_attention_bwd(PyObject *Py_UNUSED(m), PyObject *const *args,
     const double scale = pm_double(args[11], "scale");
     const int causal = pm_int(args[12], "causal") != 0;
     check_keys(cu_seqlens, cu_seqlens_k, key_lengths, B, causal);
-    void *dq = pm_out(args[13], "dq", t, 2, &N, &D), *dk = pm_out(args[14], "dk", t, 2, &Nk, &Dkv),
-         *dv = pm_out(args[15], "dv", t, 2, &Nk, &Dkv);
+    const void *bias = read_bias(args[13], t, H, &W);
+    void *dq = pm_out(args[14], "dq", t, 2, &N, &D), *dk = pm_out(args[15], "dk", t, 2, &Nk, &Dkv),
+         *dv = pm_out(args[16], "dv", t, 2, &Nk, &Dkv);
     if (PyErr_Occurred()) return NULL;
     int failed;
-    PM_TRY(failed, t, pm_attention_bwd, B, N, H, Hkv, D / H, cu_seqlens, cu_seqlens_k, key_lengths, dout, q,
-           k, v, out, lse, scale, causal, dq, dk, dv);
+    PM_TRY(failed, t, pm_attention_bwd, B, N, H, Hkv, D / H, W, cu_seqlens, cu_seqlens_k, key_lengths, dout,
+           q, k, v, bias, out, lse, scale, causal, dq, dk, dv);
     if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
@@ -103,11 +117,11 @@ static PyObject *py_attention_bwd(PyObject *Py_UNUSED(m), PyObject *const *args,
 PyMethodDef pm_methods_attention[] = {
     PM_METHOD(attention_fwd,
               "attention_fwd(q, k, v, cu_seqlens, cu_seqlens_k, key_lengths, n_heads, n_kv_heads, scale, "
-              "causal, out, lse, /)\n--\n\n"
+              "causal, position_bias, out, lse, /)\n--\n\n"
               "Softmax attention inside every example; lse [H, N] is the log-sum-exp of the scores."),
     PM_METHOD(attention_bwd, "attention_bwd(dout, q, k, v, out, lse, cu_seqlens, cu_seqlens_k, key_lengths, "
                              "n_heads, n_kv_heads, scale, "
-                             "causal, dq, dk, dv, /)\n--\n\n"
+                             "causal, position_bias, dq, dk, dv, /)\n--\n\n"
                              "Gradients of attention_fwd."),
     { NULL, NULL, 0, NULL },
 };

@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from polymoe import _core
-from polymoe.functional._arrays import Array, index, like, real
+from polymoe.functional._arrays import Array, index, like, like_or_none, real
 
 
 class AttentionSaved(NamedTuple):
@@ -25,6 +25,7 @@ class AttentionSaved(NamedTuple):
     n_kv_heads: int
     scale: float
     causal: bool
+    position_bias: Array | None
 
 
 class AttentionGrads(NamedTuple):
@@ -46,6 +47,7 @@ def attention(
     n_kv_heads: int | None = None,
     cu_seqlens_k: Any = None,
     key_lengths: Any = None,
+    position_bias: Any = None,
 ) -> tuple[Array, AttentionSaved]:
     """``softmax(scale q k^T) v`` inside every example, head by head: ``q`` and the result are
     [N, H * head size], ``k`` and ``v`` [Nk, Hkv * head size].
@@ -59,21 +61,26 @@ def attention(
     for later tokens, never read (None: all). With ``causal`` the queries of an example are its last tokens:
     new ones, against the keys of all so far.
 
+    ``position_bias`` [H, 2 W + 1]: what is added to a score (after the scale) by how far the key stands
+    behind the query, column 0 for W tokens before it or more, column W for the query's own place. The queries
+    stand where causal ones do: the last at the place of the last key. It gets no gradient.
+
     ValueError for shapes and offsets that do not fit, for more keys than rows, and for a query without a key
     (causal: without its own).
 
-    Vaswani et al. 2017, arXiv 1706.03762;
-    shared heads: Ainslie et al. 2023, arXiv 2305.13245; recomputation: Dao et al. 2022, arXiv 2205.14135.
+    Vaswani et al. 2017, arXiv 1706.03762; shared heads: Ainslie et al. 2023, arXiv 2305.13245; the bias:
+    Raffel et al. 2020, arXiv 1910.10683; recomputation: Dao et al. 2022, arXiv 2205.14135.
     """
     q, cu_seqlens = real(q, "q"), index(cu_seqlens, "cu_seqlens")
     cu_seqlens_k = cu_seqlens if cu_seqlens_k is None else index(cu_seqlens_k, "cu_seqlens_k")
     key_lengths = None if key_lengths is None else index(key_lengths, "key_lengths")
     k, v = like(q, k), like(q, v)
+    bias = like_or_none(q, position_bias)
     if scale is None:
         scale = 1 / math.sqrt(max(q.shape[-1] // n_heads, 1)) if n_heads > 0 else 1.0
     n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
     out, lse = _core.empty(q.shape, q.dtype), _core.empty((max(n_heads, 0), *q.shape[:1]), q.dtype)
-    settings = (cu_seqlens, cu_seqlens_k, key_lengths, n_heads, n_kv_heads, scale, causal)
+    settings = (cu_seqlens, cu_seqlens_k, key_lengths, n_heads, n_kv_heads, scale, causal, bias)
     _core.attention_fwd(q, k, v, *settings, out, lse)
     return out, AttentionSaved(q, k, v, out, lse, *settings)
 
