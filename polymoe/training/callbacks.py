@@ -1,4 +1,4 @@
-"""Who is told what happens in a run: a protocol of eight calls, the metrics file and the progress display."""
+"""Who is told what happens in a run: a protocol of nine calls, the metrics file and the progress display."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ class Callback:
 
     def on_evaluate(self, trainer: Trainer, split: str, evaluation: Evaluation) -> None:
         """The "valid" or "test" split has been evaluated."""
+
+    def on_routing(self, trainer: Trainer, split: str, measures: Mapping[str, float]) -> None:
+        """The routing at an evaluation has been measured; ``measures`` are means over the routers."""
 
     def on_save(self, trainer: Trainer, folder: Path) -> None:
         """A checkpoint is complete in ``folder``."""

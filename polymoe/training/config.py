@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from polymoe.training.trackers import TRACKERS
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -97,6 +99,10 @@ class TrainingConfig:
     """At each evaluation, write to ``metrics.jsonl`` what the routers do, and warn of skills that nobody uses
     and of tasks that are all routed alike.
     """
+    report_to: str | tuple[str, ...] = "none"
+    """Where the figures go beside ``metrics.jsonl``: tensorboard, wandb, mlflow, several of them, all that
+    are installed, or none. See :mod:`polymoe.training.trackers`.
+    """
 
     def __post_init__(self) -> None:
         _integer("epochs", self.epochs, 0)
@@ -113,6 +119,7 @@ class TrainingConfig:
         ):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 1)
+        object.__setattr__(self, "report_to", _trackers(self.report_to))
         if not isinstance(self.routing_statistics, bool):
             raise TypeError(f"routing_statistics: expected a bool, got {self.routing_statistics!r}")
         _integer("max_steps", self.max_steps, -1)
@@ -167,6 +174,18 @@ class TrainingConfig:
     def warmup(self, total: int) -> int:
         """Number of warm-up steps of a run of ``total`` steps."""
         return self.warmup_steps if self.warmup_steps > 0 else math.ceil(total * self.warmup_ratio)
+
+
+def _trackers(names: Any) -> tuple[str, ...]:
+    """The names of ``report_to``, () for none."""
+    given = (names,) if isinstance(names, str) else () if names is None else tuple(names)
+    known = (*TRACKERS, "all", "none")
+    for name in given:
+        if name not in known:
+            raise ValueError(f"report_to: expected some of {list(known)}, got {name!r}")
+    if "none" in given and len(given) > 1:
+        raise ValueError(f"report_to: expected 'none' alone, got {list(given)}")
+    return () if given == ("none",) else given
 
 
 def _integer(name: str, value: Any, least: int) -> None:

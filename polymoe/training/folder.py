@@ -1,6 +1,7 @@
 """The RUN folder: what lies where, who may write there, and checkpoints that are there whole or not at all.
 
 RUN/recipe.yaml  summary.json  metrics.jsonl  adapter/
+RUN/tracking/                        (event files of TensorBoard, ids of runs: trackers.py)
 RUN/checkpoints/step-N/  latest  best              (the last two are text files that name a checkpoint)
 """
 
@@ -30,6 +31,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"
+        self.tracking = self.path / "tracking"
 
     def holds_run(self) -> bool:
         """Whether a run has left anything here."""
@@ -137,7 +139,7 @@ class RunFolder:
         return path if path.is_dir() else None
 
     def _parts(self) -> tuple[Path, ...]:
-        return self.recipe, self.summary, self.metrics, self.checkpoints, self.adapter
+        return self.recipe, self.summary, self.metrics, self.checkpoints, self.adapter, self.tracking
 
 
 def _order(checkpoint: Path) -> tuple[int, ...]:

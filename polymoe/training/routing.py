@@ -76,6 +76,7 @@ class RoutingWatch(Callback):
         }
         where = {"step": trainer.step, "epoch": trainer.epoch, "split": split}
         append_line(self.path, where | {"routing": {"mean": mean, "routers": rows}})
+        trainer.tell("on_routing", split, mean)
         if split == "valid" or trainer.state.best_step is None:  # not the best weights, put back at the end
             self._judge(trainer, routers)
 

@@ -31,8 +31,9 @@ from polymoe.training.routing import RoutingWatch
 from polymoe.training.search import load_minimize, search, searched_tables
 from polymoe.training.summary import default_recipe, summarize_run
 from polymoe.training.tasks import as_tasks, fingerprint
+from polymoe.training.trackers import make_trackers
 
-BOOKKEEPING = ("logging_steps", "save_steps", "save_total_limit", "routing_statistics")
+BOOKKEEPING = ("logging_steps", "save_steps", "save_total_limit", "routing_statistics", "report_to")
 """Settings that change no bit of what is learnt, so that a resumed run may have others."""
 
 
@@ -46,7 +47,7 @@ class Trainer:
     trainer knows itself. ``zero_shot``: evaluate on test before training too, where the objective can.
 
     Raises KeyError for tasks that the model does not know, ValueError for data that the objective cannot
-    learn from.
+    learn from, ImportError for a service of ``report_to`` whose library is not there.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Trainer:
         self.callbacks: list[Callback] = [MetricsFile(self.folder.metrics), *callbacks]
         if self.config.routing_statistics and learns_routing(model.adapter):
             self.callbacks.append(RoutingWatch(self.folder.metrics, model.adapter))
+        self.callbacks += make_trackers(self.config.report_to, self.folder.tracking)
         if progress is not None:
             self.callbacks.append(Progress(progress))
         self.state = State()
@@ -134,7 +136,7 @@ class Trainer:
             with Interrupt() as interrupt, batch_invariant(self.config.batch_invariant or None):
                 if self.zero_shot and self.state.zero_shot is None:
                     self.state.zero_shot = self._evaluate("test")
-                self._tell("on_train_begin")
+                self.tell("on_train_begin")
                 self.model.train()
                 while self.state.step < self.total_steps and not self._patience_is_lost():
                     self._run_batch(self.plan(self.state.epoch)[self.state.batch])
@@ -214,7 +216,7 @@ class Trainer:
     def _after_step(self, record: dict[str, Any], epoch_ends: bool) -> None:
         """Tell, evaluate, save: whatever is due after an optimiser step."""
         state, c = self.state, self.config
-        self._tell("on_step_end", record)
+        self.tell("on_step_end", record)
         last = state.step == self.total_steps
         evaluates = last or (epoch_ends if c.eval_steps is None else state.step % c.eval_steps == 0)
         best = evaluates and len(self.valid_split) > 0 and self._select()
@@ -242,13 +244,13 @@ class Trainer:
     def _evaluate(self, split: Literal["valid", "test"], selects: bool = False) -> Any:
         started = time.perf_counter()
         encoded = self.valid_split if split == "valid" else self.test_split
-        observe = partial(self._tell, "on_evaluation_batch", split)
+        observe = partial(self.tell, "on_evaluation_batch", split)
         if selects:
             evaluation = self.objective.validate(self.model, encoded, self.metric, observe)
         else:
             evaluation = self.objective.evaluate(self.model, encoded, observe=observe)
         self.state.evaluation_seconds += time.perf_counter() - started
-        self._tell("on_evaluate", split, evaluation)
+        self.tell("on_evaluate", split, evaluation)
         return evaluation
 
     def _take_best(self) -> None:
@@ -263,7 +265,7 @@ class Trainer:
             return
 
         def told(record: Mapping[str, Any]) -> bool:
-            self._tell("on_search", {"step": self.state.step, "epoch": self.epoch, "search": record})
+            self.tell("on_search", {"step": self.state.step, "epoch": self.epoch, "search": record})
             return interrupt.asked
 
         started = time.perf_counter()
@@ -283,7 +285,7 @@ class Trainer:
         replace_folder(self.folder.adapter, self._save_adapter)
         summary = summarize_run(self, evaluation, split)
         self.folder.write_summary(summary)
-        self._tell("on_train_end", summary)
+        self.tell("on_train_end", summary)
         return summary
 
     def _save(self, best: bool = False) -> Path:
@@ -299,7 +301,7 @@ class Trainer:
         keep = self.config.save_total_limit
         path = self.folder.save_checkpoint(self.state.name, write, best=best, keep=keep)
         self._saved = (self.state.step, self.state.micro_step)
-        self._tell("on_save", path)
+        self.tell("on_save", path)
         return path
 
     def _save_adapter(self, folder: Path) -> None:
@@ -355,6 +357,7 @@ class Trainer:
             f"parameters are those of step {self.state.step}; last good checkpoint: {latest or 'none yet'}"
         )
 
-    def _tell(self, event: str, *args: Any) -> None:
+    def tell(self, event: str, *args: Any) -> None:
+        """Call a method of every callback, by name."""
         for callback in self.callbacks:
             getattr(callback, event)(self, *args)
