@@ -31,6 +31,7 @@
 #define PM_UNROLLED_FOR PM_PRAGMA(GCC unroll 16) for
 #define PM_ALIGN 64 /* bytes: a cache line, and the widest register */
 #define PM_CHUNK 128 /* tokens: sums over tokens are split here and nowhere else, whatever the threads */
+#define PM_BF16_COLUMNS 16 /* of a panel of bfloat16: pairs of two rows fill a cache line */
 #define PM_STAGE 512 /* columns of a staged block of tokens: products are summed in blocks of so many */
 #define PM_STRIDE 528 /* its row stride: a constant, and no power of two, so rows do not share cache sets */
 
@@ -43,8 +44,13 @@ enum pm_gate { PM_SIGMOID, PM_STRAIGHT_THROUGH, PM_SOFTMAX, PM_L2, PM_GATES }; /
     K(gemm_pack, (ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last, const real *weight,             \
                   int transpose, real scale, real *panels))                                                  \
     K(gemm, (ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, const real *panels,                      \
-             ptrdiff_t panel_stride, int accumulate, const real *bias, ptrdiff_t R, const real *h,           \
+             ptrdiff_t panel_stride, const real *base, const real *bias, ptrdiff_t R, const real *h,         \
              ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy))                           \
+    K(gemm_pack_bf16, (ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last, const uint16_t *weight,    \
+                       int transpose, uint16_t *panels))                                                     \
+    K(gemm_bf16, (ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, const uint16_t *panels,             \
+                  ptrdiff_t panel_stride, const real *base, const real *bias, ptrdiff_t R, const real *h,    \
+                  ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy, real *scratch))       \
     K(proj_pack, (ptrdiff_t R, ptrdiff_t D, const real *factor, real scale, real *panels))                   \
     K(proj, (ptrdiff_t N, ptrdiff_t R, ptrdiff_t D_all, ptrdiff_t d0, ptrdiff_t D, const real *xs,           \
              const real *panels, int accumulate, real *h, ptrdiff_t ldh))                                    \
@@ -155,7 +161,7 @@ struct pm_isa {
 };
 extern const struct pm_isa pm_isa_base;
 #if defined(__x86_64__)
-extern const struct pm_isa pm_isa_avx2, pm_isa_avx512;
+extern const struct pm_isa pm_isa_avx2, pm_isa_avx512, pm_isa_avx512bf16;
 #elif defined(__aarch64__)
 extern const struct pm_isa pm_isa_neon;
 #endif

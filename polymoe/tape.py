@@ -62,6 +62,7 @@ class _Record(NamedTuple):
     backward: Callable[..., Any]
     inputs: dict[str, Node]  # argument name -> node
     selective: bool  # backward takes `needs`
+    adds: bool  # backward takes `onto`, what dx is added to
 
 
 class Tape:
@@ -115,8 +116,11 @@ class Tape:
             dout = record.output.grad
             if dout is None:
                 continue
-            needs = {"needs": set(record.inputs)} if record.selective else {}
-            grads = record.backward(record.saved, dout, **needs)
+            options: dict[str, Any] = {"needs": set(record.inputs)} if record.selective else {}
+            x = record.inputs.get("x")
+            if record.adds and type(x) is Node:  # a sum that costs no pass of its own
+                options["onto"], x.grad = x.grad, None
+            grads = record.backward(record.saved, dout, **options)
             for name, node in record.inputs.items():
                 grad = getattr(grads, "d" + name)
                 if grad is not None:
@@ -142,7 +146,8 @@ def differentiable(
 
     ``beside`` names a field of ``saved``, an array without gradient, that is returned beside ``y``."""
     signature = inspect.signature(forward)
-    selective = "needs" in inspect.signature(backward).parameters
+    takes = inspect.signature(backward).parameters
+    selective, adds = "needs" in takes, "onto" in takes
 
     def op(*args: Any, **kwargs: Any) -> Any:
         tape = _current.get()
@@ -156,7 +161,7 @@ def differentiable(
         output = y
         if tape is not None and nodes:
             output = Node(y)
-            tape.records.append(_Record(output, saved, backward, nodes, selective))
+            tape.records.append(_Record(output, saved, backward, nodes, selective, adds))
         return output if beside is None else (output, getattr(saved, beside))
 
     op.__name__ = op.__qualname__ = forward.__name__
@@ -236,7 +241,7 @@ def checkpoint(fn: Callable[..., Any], *args: Any) -> Any:
         inner.backward(again, dy, tape.dlosses)
         return _Gradients({"d" + name: leaf.grad for name, leaf in leaves.items()})
 
-    tape.records.append(_Record(output, None, backward, nodes, False))
+    tape.records.append(_Record(output, None, backward, nodes, False, False))
     return output
 
 

@@ -280,7 +280,7 @@ def test_nothing_is_written_beyond_gradients(isa: str, N: int, D: int, r: int) -
     ones = [np.ones(s, np.float32) for s in ((N, D), (N, D), (N, r), (1, r, D), (1, r, D))]
     dy, x, h, lora_A, lora_B = ones
     term = (lora_A, lora_B, *NO_TERM[2:])
-    _core.linear_bwd(dy, None, x, h, *term, None, dlora_A, None, None)
+    _core.linear_bwd(dy, None, x, h, *term, None, None, dlora_A, None, None)
     assert np.all(dlora_A == N * D)
     assert np.all(memory[:guard] == 7)
     assert np.all(memory[-guard:] == 7)
@@ -389,7 +389,9 @@ def test_other_precision_of_dy_is_refused() -> None:
 
 
 def test_packed_weight_refuses_other_dtypes() -> None:
-    with pytest.raises(TypeError, match=r"^weight: expected dtype float32 or float64, got float16$"):
+    with pytest.raises(
+        TypeError, match=r"^weight: expected dtype float32, float64 or bfloat16, got float16$"
+    ):
         F.PackedWeight(np.ones((2, 2), np.float16))
 
 

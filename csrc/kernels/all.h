@@ -31,6 +31,7 @@ static const struct PM_CAT(pm_kernels, DT) FN(kernels) = { PM_KERNELS(PM_ENTRY, 
 #undef mask
 #undef PM_SINGLE
 #undef PANEL
+#undef PANEL_BF16
 #undef AHEAD
 #undef TILE_HEIGHT
 #undef TILE_WIDTH

@@ -1,9 +1,15 @@
 /* gemm.h -- the product with a packed weight, on one block of staged tokens; bias and low-rank term are its epilogue.
- *   y[n,o] = (accumulate ? y[n,o] : bias[o]) + sum_d xs[n,d] * weight[o,d] + sum_r h[n,r] * P[r,o]
+ *   y[n,o] = base[n,o] + bias[o] + sum_d xs[n,d] * weight[o,d] + sum_r h[n,r] * P[r,o]
  * xs [N,D] staged, row stride PM_STRIDE   weight [O,D] as panels [ceil(O/PANEL)][D][PANEL], zero-padded, panel_stride apart
- * bias [O] or NULL   h [N,R] row stride ldh   P [R,O] row stride ldp   y [N,O] row stride ldy   N <= PM_CHUNK   R = 0: no term
- * A panel is one cache line wide whatever the instruction set, so a packed weight outlives a change of it. */
+ * base [N,O] or NULL, row stride ldy, may be y   bias [O] or NULL   h [N,R] row stride ldh   P [R,O] row stride ldp
+ * y [N,O] row stride ldy   N <= PM_CHUNK   R = 0: no term
+ * A panel is one cache line wide whatever the instruction set, so a packed weight outlives a change of it.
+ *
+ * gemm_bf16: the weight is bfloat16, panels [ceil(O/PANEL_BF16)][ceil(D/2)][PANEL_BF16][2], half the bytes. Where the instruction
+ * set multiplies pairs of them (PM_BF16_DOT), xs is rounded to bfloat16 too; elsewhere panels are widened just before they are used.
+ * The low-rank term, the sums and y stay as they are.   scratch [PM_CHUNK*PM_STRIDE/2] */
 #define PANEL ((ptrdiff_t)(PM_ALIGN / sizeof(real)))
+#define PANEL_BF16 PM_BF16_COLUMNS
 
 /* panels of scale * weight, or of its transpose: then weight is [D,O]. Panels first..last-1 only: threads share them out. */
 static void FN(gemm_pack)(ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last,
@@ -29,23 +35,17 @@ static void FN(gemm_pack)(ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t l
 
 struct FN(gemm_job) {
     ptrdiff_t D, panel_stride, R, ldh, ldp, ldy;
-    const real *xs, *panel, *bias, *h, *P;
+    const real *xs, *panel, *base, *bias, *h,
+        *P; /* bfloat16: xs and panel point to pairs, each as wide as a float */
     real *y;
-    int accumulate;
 };
 
-/* rows x vecs accumulators in registers: both are constants at every call. */
-PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const struct FN(gemm_job) * j, ptrdiff_t n)
+/* acc[i][v] += the product of a block of D: rows n and up, the strip that `panel` starts. */
+PM_INLINE void FN(gemm_sum)(const int rows, const int vecs, const struct FN(gemm_job) * j, ptrdiff_t n,
+                            vec acc[TILE_ROWS][TILE_VECS])
 {
-    /* Sums of this block of D alone, added to y at the end: one chain over all of a long D rounds three times worse. */
-    vec acc[TILE_ROWS][TILE_VECS];
-    real *y = j->y + n * j->ldy;
-    PM_UNROLLED_FOR (int i = 0; i < rows; i++)
-        PM_UNROLLED_FOR (int v = 0; v < vecs; v++) acc[i][v] = (vec){ 0 };
     const real *xs = j->xs + n * PM_STRIDE, *panel = j->panel;
     const ptrdiff_t D = j->D, panel_stride = j->panel_stride;
-    PM_UNROLLED_FOR (int i = 0; i < rows; i++)
-        PM_UNROLLED_FOR (int v = 0; v < vecs; v++) __builtin_prefetch(y + i * j->ldy + v * LANES, 1);
     for (ptrdiff_t d = 0; d < D; d++, panel += PANEL) {
         vec w[TILE_VECS];
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++)
@@ -53,6 +53,44 @@ PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const struct FN(gem
         PM_UNROLLED_FOR (int i = 0; i < rows; i++)
             PM_UNROLLED_FOR (int v = 0; v < vecs; v++) acc[i][v] += w[v] * xs[i * PM_STRIDE + d];
     }
+}
+
+#ifdef PM_BF16_DOT
+/* The same from pairs: D counts them. */
+PM_INLINE void FN(gemm_sum_bf16)(const int rows, const int vecs, const struct FN(gemm_job) * j, ptrdiff_t n,
+                                 vec acc[TILE_ROWS][TILE_VECS])
+{
+    const real *xs = j->xs + n * (PM_STRIDE / 2), *panel = j->panel;
+    const ptrdiff_t D = j->D, panel_stride = j->panel_stride;
+    for (ptrdiff_t d = 0; d < D; d++, panel += PANEL) {
+        vec w[TILE_VECS];
+        PM_UNROLLED_FOR (int v = 0; v < vecs; v++) w[v] = *(const vec *)(panel + v * panel_stride);
+        PM_UNROLLED_FOR (int i = 0; i < rows; i++)
+            PM_UNROLLED_FOR (int v = 0; v < vecs; v++)
+                acc[i][v] = PM_BF16_DOT(acc[i][v], w[v], xs + i * (PM_STRIDE / 2) + d);
+    }
+}
+#endif
+
+/* rows x vecs accumulators in registers: both are constants at every call, and so is bf16. */
+PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const int bf16, const struct FN(gemm_job) * j,
+                             ptrdiff_t n)
+{
+    /* Sums of this block of D alone, added to y at the end: one chain over all of a long D rounds three times worse. */
+    vec acc[TILE_ROWS][TILE_VECS];
+    real *y = j->y + n * j->ldy;
+    PM_UNROLLED_FOR (int i = 0; i < rows; i++)
+        PM_UNROLLED_FOR (int v = 0; v < vecs; v++) {
+            acc[i][v] = (vec){ 0 };
+            __builtin_prefetch(y + i * j->ldy + v * LANES, 1);
+        }
+#ifdef PM_BF16_DOT
+    if (bf16) FN(gemm_sum_bf16)(rows, vecs, j, n, acc);
+    else
+#else
+    (void)bf16;
+#endif
+        FN(gemm_sum)(rows, vecs, j, n, acc);
     const real *h = j->h + n * j->ldh, *P = j->P;
     const ptrdiff_t ldh = j->ldh;
     for (ptrdiff_t r = 0; r < j->R; r++, P += j->ldp) {
@@ -64,65 +102,143 @@ PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const struct FN(gem
     PM_UNROLLED_FOR (int i = 0; i < rows; i++)
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++) {
             vec *y_iv = (vec *)(y + i * j->ldy + v * LANES);
-            if (j->accumulate) acc[i][v] += *y_iv;
-            else if (j->bias) acc[i][v] += *(const vec *)(j->bias + v * LANES);
+            if (j->base) acc[i][v] += *(const vec *)(j->base + (n + i) * j->ldy + v * LANES);
+            if (j->bias) acc[i][v] += *(const vec *)(j->bias + v * LANES);
             *y_iv = acc[i][v];
         }
 }
 
 /* All N rows of a strip of vecs vectors. */
-PM_INLINE void FN(gemm_strip)(const int vecs, const struct FN(gemm_job) * j, ptrdiff_t N)
+PM_INLINE void FN(gemm_strip)(const int vecs, const int bf16, const struct FN(gemm_job) * j, ptrdiff_t N)
 {
     ptrdiff_t n = 0;
-    for (; n + TILE_ROWS <= N; n += TILE_ROWS) FN(gemm_tile)(TILE_ROWS, vecs, j, n);
-    if (TILE_ROWS > 8 && n + 8 <= N) FN(gemm_tile)(8, vecs, j, n), n += 8;
-    if (TILE_ROWS > 4 && n + 4 <= N) FN(gemm_tile)(4, vecs, j, n), n += 4;
-    if (n + 2 <= N) FN(gemm_tile)(2, vecs, j, n), n += 2;
-    if (n < N) FN(gemm_tile)(1, vecs, j, n);
+    for (; n + TILE_ROWS <= N; n += TILE_ROWS) FN(gemm_tile)(TILE_ROWS, vecs, bf16, j, n);
+    if (TILE_ROWS > 8 && n + 8 <= N) FN(gemm_tile)(8, vecs, bf16, j, n), n += 8;
+    if (TILE_ROWS > 4 && n + 4 <= N) FN(gemm_tile)(4, vecs, bf16, j, n), n += 4;
+    if (n + 2 <= N) FN(gemm_tile)(2, vecs, bf16, j, n), n += 2;
+    if (n < N) FN(gemm_tile)(1, vecs, bf16, j, n);
 }
 
 static __attribute__((noinline)) void FN(gemm_wide)(const struct FN(gemm_job) * j, ptrdiff_t N)
 {
-    FN(gemm_strip)(TILE_VECS, j, N);
+    FN(gemm_strip)(TILE_VECS, 0, j, N);
 }
 static __attribute__((noinline)) void FN(gemm_narrow)(const struct FN(gemm_job) * j, ptrdiff_t N)
 {
-    FN(gemm_strip)(1, j, N);
+    FN(gemm_strip)(1, 0, j, N);
 }
-
-static void FN(gemm)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *restrict xs,
-                     const real *restrict panels, ptrdiff_t panel_stride, int accumulate,
-                     const real *restrict bias, ptrdiff_t R, const real *restrict h, ptrdiff_t ldh,
-                     const real *restrict P, ptrdiff_t ldp, real *restrict y, ptrdiff_t ldy)
+#ifdef PM_BF16_DOT
+static __attribute__((noinline)) void FN(gemm_wide_bf16)(const struct FN(gemm_job) * j, ptrdiff_t N)
 {
-    struct FN(gemm_job) j = { .D = D,
-                              .panel_stride = panel_stride,
-                              .R = R,
-                              .ldh = ldh,
-                              .ldp = ldp,
-                              .ldy = ldy,
-                              .xs = xs,
-                              .h = h,
-                              .accumulate = accumulate };
+    FN(gemm_strip)(TILE_VECS, 1, j, N);
+}
+static __attribute__((noinline)) void FN(gemm_narrow_bf16)(const struct FN(gemm_job) * j, ptrdiff_t N)
+{
+    FN(gemm_strip)(1, 1, j, N);
+}
+#endif
+
+typedef void FN(gemm_rows)(const struct FN(gemm_job) *, ptrdiff_t N);
+
+/* Strip by strip; all is a job but what belongs to a strip: those start at column 0. */
+PM_INLINE void FN(gemm_strips)(FN(gemm_rows) * wide, FN(gemm_rows) * narrow, const struct FN(gemm_job) * all,
+                               ptrdiff_t N, ptrdiff_t O)
+{
     for (ptrdiff_t o = 0, width; o < O; o += width) {
+        struct FN(gemm_job) j = *all;
         width = O - o >= TILE_VECS * LANES ? TILE_VECS * LANES : O - o >= LANES ? LANES : O - o;
-        j.panel = panels + o / PANEL * panel_stride + o % PANEL;
-        j.bias = bias ? bias + o : NULL;
-        j.P = P ? P + o : NULL;
-        j.y = y + o;
-        if (width == TILE_VECS * LANES) FN(gemm_wide)(&j, N);
-        else if (width == LANES) FN(gemm_narrow)(&j, N);
+        j.panel += o / PANEL * j.panel_stride + o % PANEL;
+        j.base = all->base ? all->base + o : NULL;
+        j.bias = all->bias ? all->bias + o : NULL;
+        j.P = all->P ? all->P + o : NULL;
+        j.y += o;
+        if (width == TILE_VECS * LANES) wide(&j, N);
+        else if (width == LANES) narrow(&j, N);
         else { /* less than a vector is left: the product goes through a local tile, its epilogue is scalar */
             real tile[PM_CHUNK * LANES];
             struct FN(gemm_job) edge = j;
-            edge.bias = NULL, edge.R = 0, edge.accumulate = 0, edge.y = tile, edge.ldy = LANES;
-            FN(gemm_narrow)(&edge, N);
+            edge.base = edge.bias = NULL, edge.R = 0, edge.y = tile, edge.ldy = LANES;
+            narrow(&edge, N);
             for (ptrdiff_t n = 0; n < N; n++)
                 for (ptrdiff_t c = 0; c < width; c++) {
-                    real sum = tile[n * LANES + c] + (accumulate ? j.y[n * ldy + c] : bias ? j.bias[c] : 0);
-                    for (ptrdiff_t r = 0; r < R; r++) sum += h[n * ldh + r] * j.P[r * ldp + c];
-                    j.y[n * ldy + c] = sum;
+                    real sum = tile[n * LANES + c];
+                    if (j.base) sum += j.base[n * j.ldy + c];
+                    if (j.bias) sum += j.bias[c];
+                    for (ptrdiff_t r = 0; r < j.R; r++) sum += j.h[n * j.ldh + r] * j.P[r * j.ldp + c];
+                    j.y[n * j.ldy + c] = sum;
                 }
         }
     }
 }
+
+static void FN(gemm)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, const real *panels,
+                     ptrdiff_t panel_stride, const real *base, const real *bias, ptrdiff_t R, const real *h,
+                     ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy)
+{
+    const struct FN(gemm_job) j = { D, panel_stride, R, ldh, ldp, ldy, xs, panels, base, bias, h, P, y };
+    FN(gemm_strips)(FN(gemm_wide), FN(gemm_narrow), &j, N, O);
+}
+
+/* panels of weight [O,D], or of its transpose: then weight is [D,O]. Panels first..last-1 only. */
+static void FN(gemm_pack_bf16)(ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last,
+                               const uint16_t *restrict weight, int transpose, uint16_t *restrict panels)
+{
+    const ptrdiff_t row = transpose ? 1 : D, column = transpose ? O : 1, pairs = (D + 1) / 2;
+    for (ptrdiff_t p = first; p < last; p++) {
+        uint16_t *panel = panels + p * pairs * 2 * PANEL_BF16;
+        const ptrdiff_t o = p * PANEL_BF16, columns = O - o < PANEL_BF16 ? O - o : PANEL_BF16;
+        if (columns < PANEL_BF16 || D % 2) memset(panel, 0, sizeof *panel * pairs * 2 * PANEL_BF16);
+        for (ptrdiff_t d0 = 0; d0 < D; d0 += 16) /* as in gemm_pack: few lines of either are open */
+            for (ptrdiff_t c = 0; c < columns; c++) {
+                const ptrdiff_t end = d0 + 16 < D ? d0 + 16 : D;
+                for (ptrdiff_t d = d0; d < end; d++)
+                    panel[(d / 2 * PANEL_BF16 + c) * 2 + d % 2] = weight[(o + c) * row + d * column];
+            }
+    }
+}
+
+#ifdef PM_BF16_DOT
+static void FN(gemm_bf16)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, const uint16_t *panels,
+                          ptrdiff_t panel_stride, const real *base, const real *bias, ptrdiff_t R,
+                          const real *h, ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy,
+                          real *scratch)
+{
+    for (ptrdiff_t n = 0; n < N; n++) /* a zero follows a row of odd D */
+        for (ptrdiff_t d = 0; d < D; d += 2 * LANES)
+            PM_BF16_ROUND(xs + n * PM_STRIDE + d, scratch + n * (PM_STRIDE / 2) + d / 2);
+    const struct FN(gemm_job) j = {
+        (D + 1) / 2, panel_stride / 2, R, ldh, ldp, ldy, scratch, (const real *)panels, base, bias, h, P, y
+    };
+    FN(gemm_strips)(FN(gemm_wide_bf16), FN(gemm_narrow_bf16), &j, N, O);
+}
+#else
+typedef uint32_t FN(pairs_bf16) __attribute__((vector_size(4 * PANEL_BF16), aligned(4), may_alias));
+typedef float FN(line_f32) __attribute__((vector_size(4 * PANEL_BF16)));
+
+/* D rows of a panel as PANEL_BF16 / PANEL panels of reals. */
+static void FN(widen)(ptrdiff_t D, const uint16_t *restrict panel, real *restrict out)
+{
+    for (ptrdiff_t d = 0; d < D; d++) {
+        FN(pairs_bf16) bits = *(const FN(pairs_bf16) *)(panel + d / 2 * 2 * PANEL_BF16);
+        if (d % 2) bits &= 0xffff0000u;
+        else bits <<= 16;
+        const FN(line_f32) line = (FN(line_f32))bits;
+        for (ptrdiff_t c = 0; c < PANEL_BF16; c++)
+            out[c / PANEL * D * PANEL + d * PANEL + c % PANEL] = line[c];
+    }
+}
+
+static void FN(gemm_bf16)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, const uint16_t *panels,
+                          ptrdiff_t panel_stride, const real *base, const real *bias, ptrdiff_t R,
+                          const real *h, ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy,
+                          real *scratch)
+{
+    for (ptrdiff_t o = 0; o < O; o += 2 * PANEL_BF16) { /* two at a time: the widest strip */
+        const ptrdiff_t width = O - o < 2 * PANEL_BF16 ? O - o : 2 * PANEL_BF16;
+        for (ptrdiff_t p = 0; p < width; p += PANEL_BF16, panels += panel_stride)
+            FN(widen)(D, panels, scratch + p * D);
+        FN(gemm)(N, D, width, xs, scratch, D * PANEL, base ? base + o : NULL, bias ? bias + o : NULL, R, h,
+                 ldh, P ? P + o : NULL, ldp, y + o, ldy);
+    }
+}
+#endif

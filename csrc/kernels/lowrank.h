@@ -54,12 +54,12 @@ static void FN(proj_pack)(ptrdiff_t R, ptrdiff_t D, const real *restrict factor,
 
 /* h has room for whole panels in every row. */
 static void FN(proj)(ptrdiff_t N, ptrdiff_t R, ptrdiff_t D_all, ptrdiff_t d0, ptrdiff_t D,
-                     const real *restrict xs, const real *restrict panels, int accumulate, real *restrict h,
+                     const real *restrict xs, const real *restrict panels, int accumulate, real *h,
                      ptrdiff_t ldh)
 {
     if (R > PAIR_RANKS) {
-        FN(gemm)(N, D, (R + PANEL - 1) / PANEL * PANEL, xs, panels + d0 * PANEL, D_all * PANEL, accumulate,
-                 NULL, 0, NULL, 0, NULL, 0, h, ldh);
+        FN(gemm)(N, D, (R + PANEL - 1) / PANEL * PANEL, xs, panels + d0 * PANEL, D_all * PANEL,
+                 accumulate ? h : NULL, NULL, 0, NULL, 0, NULL, 0, h, ldh);
         return;
     }
 #if PAIR_RANKS

@@ -10,22 +10,26 @@
 
 struct FN(dense) {
     ptrdiff_t N, D, O;
-    const real *x, *weight, *dy;
-    int transpose;
-    real *panels, *dweight, *dbias;
+    const real *x, *dy;
+    const void *weight;
+    int bf16, transpose;
+    void *panels;
+    real *dweight, *dbias;
 };
 
 static void FN(dense_pack_item)(void *ctx, ptrdiff_t panel)
 {
     const struct FN(dense) *c = ctx;
-    K->gemm_pack(c->O, c->D, panel, panel + 1, c->weight, c->transpose, 1, c->panels);
+    if (c->bf16) K->gemm_pack_bf16(c->O, c->D, panel, panel + 1, c->weight, c->transpose, c->panels);
+    else K->gemm_pack(c->O, c->D, panel, panel + 1, c->weight, c->transpose, 1, c->panels);
 }
 
-/* weight [O,D] as panels; with transpose it is stored as [D,O]. */
-void FN(pm_pack)(ptrdiff_t O, ptrdiff_t D, const real *weight, int transpose, real *panels)
+/* weight [O,D], real or bfloat16, as panels; with transpose it is stored as [D,O]. */
+void FN(pm_pack)(ptrdiff_t O, ptrdiff_t D, const void *weight, int bf16, int transpose, void *panels)
 {
-    struct FN(dense) c = { .O = O, .D = D, .weight = weight, .transpose = transpose, .panels = panels };
-    const ptrdiff_t panel = PM_ALIGN / sizeof(real);
+    struct FN(dense)
+        c = { .O = O, .D = D, .weight = weight, .bf16 = bf16, .transpose = transpose, .panels = panels };
+    const ptrdiff_t panel = bf16 ? PM_BF16_COLUMNS : PM_ALIGN / sizeof(real);
     pm_parallel((O + panel - 1) / panel, 4.0 * O * D, FN(dense_pack_item), &c);
 }
 

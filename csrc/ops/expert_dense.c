@@ -110,8 +110,9 @@ static void FN(expert_piece_item)(void *ctx, ptrdiff_t item)
                 const ptrdiff_t width = I - d < block ? I - d : block;
                 const int same = width == I && (o > 0 || (i > 0 && !c->in_apart)); /* staged already */
                 if (!same) FN(expert_gather)(c, p, i, d, width, staged);
-                K->gemm(p->rows, width, columns, staged, panels + o * I + d * panel, I * panel, d > 0,
-                        bias ? bias + o : NULL, 0, NULL, 0, NULL, 0, product, PM_STRIDE);
+                K->gemm(p->rows, width, columns, staged, panels + o * I + d * panel, I * panel,
+                        d > 0 ? product : NULL, d == 0 && bias ? bias + o : NULL, 0, NULL, 0, NULL, 0,
+                        product, PM_STRIDE);
             }
             FN(expert_scatter)(c, p, i, o, columns, product);
         }

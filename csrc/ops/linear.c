@@ -18,6 +18,7 @@
 /* Scratch of one chunk. */
 struct FN(linear_scratch) {
     real *staged, *low, *weighted; /* [rows,PM_STRIDE]; h or g before and after the weights, [rows,ld] both */
+    real *widened; /* a bfloat16 weight: what gemm_bf16 needs */
     real *spread,
         *dspread; /* [rows,S] PM_TOKENS: weights with zeros for the experts that a token does not use; dweights */
     ptrdiff_t ld;
@@ -117,6 +118,30 @@ static void FN(linear_project)(const struct FN(linear_pass) * c, ptrdiff_t chunk
     }
 }
 
+/* out = onto + bias + staged W + low up, for the tokens of one segment and one block of columns of `in`, i0 and up: the first block
+ * brings onto and bias, the last one (`complete`) the term. */
+static void FN(linear_product)(const struct FN(linear_pass) * c, const struct pm_segment *s, ptrdiff_t i0,
+                               ptrdiff_t columns, int complete, const struct FN(linear_scratch) * scratch,
+                               const real *staged, const real *low)
+{
+    const ptrdiff_t rows = s->end - s->start, R = complete ? c->R_up : 0, I = c->I, O = c->O;
+    const real *up = c->makes ? c->made_up : c->up;
+    real *out = c->out + s->start * O;
+    const int first = !c->weight.panels || i0 == 0;
+    const real *base = !first ? out : c->onto ? c->onto + s->start * O : NULL, *bias = first ? c->bias : NULL;
+    if (up) up += s->group * c->R_up * O;
+    if (c->weight.bf16) {
+        const ptrdiff_t stride = (I + 1) / 2 * 2 * PM_BF16_COLUMNS;
+        K->gemm_bf16(rows, columns, O, staged, (const uint16_t *)c->weight.panels + i0 * PM_BF16_COLUMNS,
+                     stride, base, bias, R, low, scratch->ld, up, O, out, O, scratch->widened);
+    } else {
+        const ptrdiff_t panel = c->weight.panels ? PM_ALIGN / sizeof(real) : 0;
+        const real *panels = c->weight.panels ? c->weight.panels : staged;
+        K->gemm(rows, panel ? columns : 0, O, staged, panels + i0 * panel, I * panel, base, bias, R, low,
+                scratch->ld, up, O, out, O);
+    }
+}
+
 static void FN(linear_chunk_item)(void *ctx, ptrdiff_t chunk)
 {
     struct FN(linear_pass) *c = ctx;
@@ -126,12 +151,15 @@ static void FN(linear_chunk_item)(void *ctx, ptrdiff_t chunk)
     const struct pm_segment *first = c->pairs.at + c->pairs.first[chunk],
                             *last = c->pairs.at + c->pairs.first[chunk + 1];
     const ptrdiff_t spread = c->term->form == PM_TOKENS ? S : 0;
-    real *staged = pm_block_get(sizeof(real) * PM_CHUNK * (PM_STRIDE + 2 * ld + 2 * spread));
+    const ptrdiff_t widened = c->weight.bf16 ? PM_STRIDE / 2 : 0;
+    real *staged = pm_block_get(sizeof(real) * PM_CHUNK * (PM_STRIDE + widened + 2 * ld + 2 * spread));
     if (!staged) {
         atomic_store(&c->failed, 1);
         return;
     }
-    struct FN(linear_scratch) scratch = { .staged = staged, .low = staged + PM_CHUNK * PM_STRIDE, .ld = ld };
+    struct FN(linear_scratch)
+        scratch = { .staged = staged, .widened = staged + PM_CHUNK * PM_STRIDE, .ld = ld };
+    scratch.low = scratch.widened + PM_CHUNK * widened;
     scratch.weighted = scratch.low + PM_CHUNK * ld;
     scratch.spread = scratch.weighted + PM_CHUNK * ld;
     scratch.dspread = scratch.spread + PM_CHUNK * spread;
@@ -149,23 +177,16 @@ static void FN(linear_chunk_item)(void *ctx, ptrdiff_t chunk)
     for (ptrdiff_t i0 = 0; i0 < I; i0 += block) {
         const ptrdiff_t columns = I - i0 < block ? I - i0 : block;
         const int complete = i0 + columns == I;
-        if (c->panels || R) FN(stage)(rows, columns, c->in + start * I + i0, I, staged);
+        if (c->weight.panels || R) FN(stage)(rows, columns, c->in + start * I + i0, I, staged);
         if (R) FN(linear_project)(c, chunk, i0, columns, &scratch, u, ldu);
         for (ptrdiff_t n = 0; complete && c->saved_h && n < rows; n++)
             memcpy(c->saved_h + (start + n) * c->R_down, scratch.low + n * ld, sizeof(real) * c->R_down);
         if (complete && c->aside && c->backward) FN(linear_unweigh)(c, chunk, &scratch);
         else if (complete && c->aside)
             FN(linear_weigh)(c, chunk, scratch.low, ld, &scratch, scratch.weighted);
-        for (const struct pm_segment *s = first; c->out && (c->panels || complete) && s < last; s++) {
-            const ptrdiff_t n = s->start - start;
-            const real *up = c->makes ? c->made_up + s->group * R * O
-                             : c->up  ? c->up + s->group * R * O
-                                      : NULL;
-            K->gemm(s->end - s->start, c->panels ? columns : 0, O, staged + n * PM_STRIDE,
-                    c->panels ? c->panels + i0 * panel : staged, c->panels ? I * panel : 0,
-                    c->panels && i0 > 0, c->bias, complete ? R : 0, low + n * ld, ld, up, O,
-                    c->out + s->start * O, O);
-        }
+        for (const struct pm_segment *s = first; c->out && (c->weight.panels || complete) && s < last; s++)
+            FN(linear_product)(c, s, i0, columns, complete, &scratch, staged + (s->start - start) * PM_STRIDE,
+                               low + (s->start - start) * ld);
     }
     for (ptrdiff_t o0 = 0; c->learns && o0 < O; o0 += PM_STAGE) {
         const ptrdiff_t columns = O - o0 < PM_STAGE ? O - o0 : PM_STAGE;
@@ -240,26 +261,26 @@ static void FN(linear_end)(struct FN(linear_pass) * c)
     pm_block_put(c->dweights_parts);
 }
 
-/* panels NULL: the term alone. h [N, columns] may be NULL. -1 when memory is out. */
-int FN(pm_linear_fwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, const real *panels,
+/* h [N, columns] may be NULL. -1 when memory is out. */
+int FN(pm_linear_fwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_weight weight,
                       const real *bias, const struct pm_term *term, real *y, real *h)
 {
     struct FN(linear_pass) c = FN(linear_pass_of)(term, 0);
-    c.N = N, c.I = D, c.O = O, c.in = x, c.panels = panels, c.bias = bias, c.out = y, c.saved_h = h;
+    c.N = N, c.I = D, c.O = O, c.in = x, c.weight = weight, c.bias = bias, c.out = y, c.saved_h = h;
     const int failed = FN(linear_run)(&c);
     FN(linear_end)(&c);
     return failed;
 }
 
-/* panels are those of the transposed weight. Every gradient may be NULL; x may be when those of the term are, h too unless experts
- * lie side by side. -1 when memory is out. */
-int FN(pm_linear_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *panels,
-                      const real *x, const real *h, const struct pm_term *term, real *dx, real *dlora_A,
-                      real *dlora_B, real *dweights)
+/* weight is the transposed one; onto [N,D] or NULL is added to dx. Every gradient may be NULL; x may be when those of the term are, h
+ * too unless experts lie side by side. -1 when memory is out. */
+int FN(pm_linear_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct pm_weight weight,
+                      const real *x, const real *h, const struct pm_term *term, const real *onto, real *dx,
+                      real *dlora_A, real *dlora_B, real *dweights)
 {
     const struct pm_term *t = term;
     struct FN(linear_pass) c = FN(linear_pass_of)(term, 1);
-    c.N = N, c.I = O, c.O = D, c.in = dy, c.panels = panels, c.out = dx, c.h = h, c.x = x;
+    c.N = N, c.I = O, c.O = D, c.in = dy, c.weight = weight, c.onto = onto, c.out = dx, c.h = h, c.x = x;
     c.learns = dlora_A || dlora_B || dweights;
     c.dweights = dweights;
     const int failed = FN(linear_run)(&c);

@@ -3,6 +3,12 @@
 #define PM_LINEAR_H
 #include "ops.h"
 
+/* A frozen weight, packed by pm_pack (bf16: by pm_pack_bf16). panels NULL: none, the low-rank term is alone. */
+struct pm_weight {
+    const void *panels;
+    int bf16;
+};
+
 /* How S experts (lora_A[s], lora_B[s]) make the term. "Side by side": their ranks are the columns of one wide h = x A^T. */
 enum pm_form {
     PM_MIX, /* factors, weights [G,Q,S]: those of a group are mixed, then multiplied. Without weights pair g is expert g */

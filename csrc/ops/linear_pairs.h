@@ -3,7 +3,8 @@
 
 struct FN(linear_pass) {
     ptrdiff_t N, I, O; /* tokens, extents of `in` and `out` */
-    const real *in, *panels, *bias; /* [N,I]   packed [O,I] or NULL   [O] or NULL */
+    const real *in, *onto, *bias; /* [N,I]   [N,O] or NULL: what `out` is added to   [O] or NULL */
+    struct pm_weight weight; /* [O,I] */
     real *out; /* [N,O] or NULL */
     const struct pm_term *term;
     const real *weights, *down, *up; /* or NULL   [.,.,I] projects   [.,.,O] is the epilogue */

@@ -13,11 +13,11 @@
 #else
 #define BLOCK (4 * PM_CHUNK)
 
-int FN(pm_linear_fwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, const real *panels,
+int FN(pm_linear_fwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_weight weight,
                       const real *bias, const struct pm_term *term, real *y, real *h);
-int FN(pm_linear_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *panels,
-                      const real *x, const real *h, const struct pm_term *term, real *dx, real *dlora_A,
-                      real *dlora_B, real *dweights);
+int FN(pm_linear_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct pm_weight weight,
+                      const real *x, const real *h, const struct pm_term *term, const real *onto, real *dx,
+                      real *dlora_A, real *dlora_B, real *dweights);
 
 struct FN(moe) {
     ptrdiff_t N, D, O, blocks, ld; /* ld: of rows in the rank space, whole panels */
@@ -88,7 +88,7 @@ static void FN(moe_expand)(const struct FN(moe) * c, ptrdiff_t rows, ptrdiff_t c
                            const ptrdiff_t *choices, const struct FN(moe_scratch) * s, const real *factor,
                            ptrdiff_t ld, real *out)
 {
-    K->gemm(rows, 0, columns, s->staged, s->staged, 0, 0, NULL, c->term->R, s->low, c->ld, factor, ld,
+    K->gemm(rows, 0, columns, s->staged, s->staged, 0, NULL, NULL, c->term->R, s->low, c->ld, factor, ld,
             s->product, PM_STRIDE);
     for (ptrdiff_t i = 0; i < rows; i++)
         K->add_rows(1, columns, s->product + i * PM_STRIDE, PM_STRIDE, out + choices[i] / c->term->k * ld);
@@ -180,8 +180,8 @@ static void FN(moe_bwd_all)(const struct FN(moe) * c, ptrdiff_t block, ptrdiff_t
         if (c->parts_A)
             K->outer(rows, R, D, dh, c->ld, c->x + n * D, D, n > start, c->parts_A + block * R * D, D);
         if (c->dx)
-            K->gemm(rows, 0, D, s->staged, s->staged, 0, 1, NULL, R, dh, c->ld, c->term->lora_A, D,
-                    c->dx + n * D, D);
+            K->gemm(rows, 0, D, s->staged, s->staged, 0, c->dx + n * D, NULL, R, dh, c->ld, c->term->lora_A,
+                    D, c->dx + n * D, D);
     }
 }
 
@@ -263,25 +263,25 @@ static void FN(moe_end)(struct FN(moe) * c)
     pm_block_put(c->parts_B);
 }
 
-/* term: PM_TOKENS or PM_BUCKETS. panels NULL: no frozen product. -1 when memory is out. */
-int FN(pm_moe_fwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, const real *panels, const real *bias,
-                   const struct pm_term *term, real *y, real *h)
+/* term: PM_TOKENS or PM_BUCKETS. -1 when memory is out. */
+int FN(pm_moe_fwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_weight weight,
+                   const real *bias, const struct pm_term *term, real *y, real *h)
 {
-    if (term->form == PM_TOKENS) return FN(pm_linear_fwd)(N, D, O, x, panels, bias, term, y, h);
+    if (term->form == PM_TOKENS) return FN(pm_linear_fwd)(N, D, O, x, weight, bias, term, y, h);
     const struct pm_term none = { .B = 1 };
     struct FN(moe) c = { .N = N, .D = D, .O = O, .term = term, .x = x, .y = y, .h = h };
-    const int failed = FN(pm_linear_fwd)(N, D, O, x, panels, bias, &none, y, NULL) || FN(moe_run)(&c);
+    const int failed = FN(pm_linear_fwd)(N, D, O, x, weight, bias, &none, y, NULL) || FN(moe_run)(&c);
     FN(moe_end)(&c);
     return -failed;
 }
 
-/* panels are those of the transposed weight, or NULL. Every gradient may be NULL. */
-int FN(pm_moe_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *panels, const real *x,
-                   const real *h, const struct pm_term *term, real *dx, real *dlora_A, real *dlora_B,
-                   real *dweights)
+/* weight is the transposed one; onto [N,D] or NULL is added to dx. Every gradient may be NULL. */
+int FN(pm_moe_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct pm_weight weight,
+                   const real *x, const real *h, const struct pm_term *term, const real *onto, real *dx,
+                   real *dlora_A, real *dlora_B, real *dweights)
 {
     if (term->form == PM_TOKENS)
-        return FN(pm_linear_bwd)(N, D, O, dy, panels, x, h, term, dx, dlora_A, dlora_B, dweights);
+        return FN(pm_linear_bwd)(N, D, O, dy, weight, x, h, term, onto, dx, dlora_A, dlora_B, dweights);
     const struct pm_term none = { .B = 1 };
     struct FN(moe) c = { .N = N,
                          .D = D,
@@ -294,7 +294,7 @@ int FN(pm_moe_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const 
                          .dweights = dweights,
                          .dlora_A = dlora_A,
                          .dlora_B = dlora_B };
-    int failed = dx && FN(pm_linear_bwd)(N, D, O, dy, panels, NULL, NULL, &none, dx, NULL, NULL, NULL);
+    int failed = dx && FN(pm_linear_bwd)(N, D, O, dy, weight, NULL, NULL, &none, onto, dx, NULL, NULL, NULL);
     failed = failed || FN(moe_run)(&c);
     if (!failed && (dlora_A || dlora_B))
         pm_parallel(term->S_A + term->S, (double)c.blocks * term->R * (term->S_A * D + term->S * O),

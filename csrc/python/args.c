@@ -98,6 +98,24 @@ READER(const void *, pm_in_or_none, 1, 0)
 READER(void *, pm_out, 0, 1)
 READER(void *, pm_out_or_none, 1, 1)
 
+struct pm_panels pm_panels_of(int type, ptrdiff_t O, ptrdiff_t D)
+{
+    if (type == NPY_UINT16)
+        return (struct pm_panels){ (O + PM_BF16_COLUMNS - 1) / PM_BF16_COLUMNS, (D + 1) / 2,
+                                   2 * PM_BF16_COLUMNS };
+    const ptrdiff_t columns = PM_ALIGN / (type == NPY_FLOAT32 ? sizeof(float) : sizeof(double));
+    return (struct pm_panels){ (O + columns - 1) / columns, D, columns };
+}
+
+struct pm_weight pm_weight_or_none(PyObject *o, int type, ptrdiff_t O, ptrdiff_t D)
+{
+    struct pm_weight w = { .bf16 = PyArray_Check(o) && PyArray_TYPE((PyArrayObject *)o) == NPY_UINT16 };
+    if (w.bf16) type = NPY_UINT16;
+    struct pm_panels p = pm_panels_of(type, O, D);
+    w.panels = pm_in_or_none(o, "weight", type, 3, &p.n, &p.depth, &p.width);
+    return w;
+}
+
 ptrdiff_t pm_int(PyObject *o, const char *name)
 {
     if (PyErr_Occurred()) return -1;

@@ -8,6 +8,7 @@ const struct pm_kernels_f64 *pm_f64;
 /* Best first. */
 static const struct pm_isa *const isas[] = {
 #if defined(__x86_64__)
+    &pm_isa_avx512bf16,
     &pm_isa_avx512,
     &pm_isa_avx2,
 #elif defined(__aarch64__)

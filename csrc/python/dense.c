@@ -1,10 +1,10 @@
 /* dense.c -- bindings of ops/dense.c. */
 #include "python.h"
-#define DECLARE(real, DT)                                                                               \
-    void pm_pack_##DT(ptrdiff_t O, ptrdiff_t D, const real *weight, int transpose, real *panels);       \
-    void pm_dense_bwd_weight_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *x, \
-                                  real *dweight, real *dbias);                                          \
-    double pm_peak_##DT(ptrdiff_t n);                                                                   \
+#define DECLARE(real, DT)                                                                                   \
+    void pm_pack_##DT(ptrdiff_t O, ptrdiff_t D, const void *weight, int bf16, int transpose, void *panels); \
+    void pm_dense_bwd_weight_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *x,     \
+                                  real *dweight, real *dbias);                                              \
+    double pm_peak_##DT(ptrdiff_t n);                                                                       \
     double pm_read_##DT(ptrdiff_t n, ptrdiff_t times, const real *x);
 DECLARE(float, f32)
 DECLARE(double, f64)
@@ -13,14 +13,15 @@ static PyObject *py_pack(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize
 {
     if (pm_nargs(nargs, 3, "pack")) return NULL;
     ptrdiff_t O = -1, D = -1;
-    const int type = pm_real(args[0], "weight"), transpose = pm_int(args[1], "transpose") != 0;
+    const int bf16 = PyArray_Check(args[0]) && PyArray_TYPE((PyArrayObject *)args[0]) == NPY_UINT16,
+              type = bf16 ? NPY_UINT16 : pm_real(args[0], "weight"),
+              transpose = pm_int(args[1], "transpose") != 0;
     const void *weight =
         transpose ? pm_in(args[0], "weight", type, 2, &D, &O) : pm_in(args[0], "weight", type, 2, &O, &D);
-    ptrdiff_t P = PM_ALIGN / (type == NPY_FLOAT32 ? sizeof(float) : sizeof(double)),
-              n_panels = (O + P - 1) / P;
-    void *panels = pm_out(args[2], "panels", type, 3, &n_panels, &D, &P);
+    struct pm_panels p = pm_panels_of(type, O, D);
+    void *panels = pm_out(args[2], "panels", type, 3, &p.n, &p.depth, &p.width);
     if (PyErr_Occurred()) return NULL;
-    PM_CALL(type, pm_pack, O, D, weight, transpose, panels);
+    PM_CALL(bf16 ? NPY_FLOAT32 : type, pm_pack, O, D, weight, bf16, transpose, panels);
     Py_RETURN_NONE;
 }
 
@@ -61,7 +62,7 @@ static PyObject *py_read(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize
 
 PyMethodDef pm_methods_dense[] = {
     PM_METHOD(pack, "pack(weight, transpose, panels, /)\n--\n\nPanels of weight [O,D], or of the transpose "
-                    "of weight [D,O]."),
+                    "of weight [D,O]; uint16 is bfloat16."),
     PM_METHOD(dense_bwd_weight, "dense_bwd_weight(dy, x, dweight, dbias, /)\n--\n\ndweight = dy^T x, dbias = "
                                 "the sum of dy over tokens."),
     PM_METHOD(peak, "peak(n, /)\n--\n\nDo n rounds of multiply-adds in registers on every thread; returns "

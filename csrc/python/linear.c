@@ -1,12 +1,12 @@
 /* linear.c -- bindings of ops/linear.c. */
 #include "python.h"
 #include "../ops/linear.h"
-#define DECLARE(real, DT)                                                                             \
-    int pm_linear_fwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, const real *panels,  \
-                           const real *bias, const struct pm_term *term, real *y, real *h);           \
-    int pm_linear_bwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *panels, \
-                           const real *x, const real *h, const struct pm_term *term, real *dx,        \
-                           real *dlora_A, real *dlora_B, real *dweights);
+#define DECLARE(real, DT)                                                                                  \
+    int pm_linear_fwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_weight weight,  \
+                           const real *bias, const struct pm_term *term, real *y, real *h);                \
+    int pm_linear_bwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct pm_weight weight, \
+                           const real *x, const real *h, const struct pm_term *term, const real *onto,     \
+                           real *dx, real *dlora_A, real *dlora_B, real *dweights);
 DECLARE(float, f32)
 DECLARE(double, f64)
 
@@ -89,9 +89,6 @@ static ptrdiff_t ranks(const struct pm_term *t)
     return t->R * (t->form == PM_MIX ? 1 : t->form == PM_GATHER ? t->k : t->S);
 }
 
-/* The columns of a panel. */
-static ptrdiff_t panel(int type) { return PM_ALIGN / (type == NPY_FLOAT32 ? sizeof(float) : sizeof(double)); }
-
 static PyObject *py_linear_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
     if (pm_nargs(nargs, 13, "linear_fwd")) return NULL;
@@ -99,51 +96,50 @@ static PyObject *py_linear_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py
     const int type = pm_real(args[0], "x");
     const void *x = pm_in(args[0], "x", type, 2, &N, &D);
     void *y = pm_out(args[11], "y", type, 2, &N, &O);
-    ptrdiff_t P = panel(type), n_panels = (O + P - 1) / P;
-    const void *panels = pm_in_or_none(args[1], "weight", type, 3, &n_panels, &D, &P),
-               *bias = pm_in_or_none(args[2], "bias", type, 1, &O);
+    const struct pm_weight weight = pm_weight_or_none(args[1], type, O, D);
+    const void *bias = pm_in_or_none(args[2], "bias", type, 1, &O);
     const struct pm_term t = read_term(args + 3, type, N, D, O);
     ptrdiff_t R = ranks(&t);
     void *h = pm_out_or_none(args[12], "h", type, 2, &N, &R);
     if (PyErr_Occurred()) return NULL;
-    if (!panels && !t.lora_A)
+    if (!weight.panels && !t.lora_A)
         return PyErr_Format(PyExc_TypeError, "weight: expected an array where lora_A is None, got None");
     int failed;
-    PM_TRY(failed, type, pm_linear_fwd, N, D, O, x, panels, bias, &t, y, h);
+    PM_TRY(failed, type, pm_linear_fwd, N, D, O, x, weight, bias, &t, y, h);
     if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
 static PyObject *py_linear_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (pm_nargs(nargs, 16, "linear_bwd")) return NULL;
+    if (pm_nargs(nargs, 17, "linear_bwd")) return NULL;
     ptrdiff_t N = -1, D = -1, O = -1;
-    const int i = args[2] != Py_None ? 2 : args[12] != Py_None ? 12 : 0; /* dy must be what the others are */
-    const int type = pm_real(args[i], i == 2 ? "x" : i == 12 ? "dx" : "dy");
+    const int i = args[2] != Py_None ? 2 : args[13] != Py_None ? 13 : 0; /* dy must be what the others are */
+    const int type = pm_real(args[i], i == 2 ? "x" : i == 13 ? "dx" : "dy");
     const void *dy = pm_in(args[0], "dy", type, 2, &N, &O);
-    void *dx = pm_out_or_none(args[12], "dx", type, 2, &N, &D);
-    const void *x = pm_in_or_none(args[2], "x", type, 2, &N, &D);
-    ptrdiff_t P = panel(type), n_panels = (D + P - 1) / P;
-    const void *panels = dx ? pm_in_or_none(args[1], "weight", type, 3, &n_panels, &O, &P) : NULL;
+    void *dx = pm_out_or_none(args[13], "dx", type, 2, &N, &D);
+    const void *x = pm_in_or_none(args[2], "x", type, 2, &N, &D),
+               *onto = pm_in_or_none(args[12], "onto", type, 2, &N, &D);
+    const struct pm_weight weight = pm_weight_or_none(dx ? args[1] : Py_None, type, D, O);
     const struct pm_term t = read_term(args + 4, type, N, D, O);
     ptrdiff_t R = ranks(&t), S = t.S, r = t.R;
-    const int learns = args[13] != Py_None || args[14] != Py_None || args[15] != Py_None;
+    const int learns = args[14] != Py_None || args[15] != Py_None || args[16] != Py_None;
     const void *h =
         learns || t.form == PM_CONCAT || t.form == PM_OUTPUTS ? pm_in(args[3], "h", type, 2, &N, &R) : NULL;
-    void *dlora_A = pm_out_or_none(args[13], "dlora_A", type, 3, &S, &r, &D);
-    void *dlora_B = pm_out_or_none(args[14], "dlora_B", type, 3, &S, &r, &O);
+    void *dlora_A = pm_out_or_none(args[14], "dlora_A", type, 3, &S, &r, &D);
+    void *dlora_B = pm_out_or_none(args[15], "dlora_B", type, 3, &S, &r, &O);
     ptrdiff_t G = t.G, Q = t.Q, k = t.k;
-    void *dweights = t.ids ? pm_out_or_none(args[15], "dweights", type, 2, &G, &k)
-                           : pm_out_or_none(args[15], "dweights", type, 3, &G, &Q, &S);
+    void *dweights = t.ids ? pm_out_or_none(args[16], "dweights", type, 2, &G, &k)
+                           : pm_out_or_none(args[16], "dweights", type, 3, &G, &Q, &S);
     if (PyErr_Occurred()) return NULL;
     if (learns && !(t.lora_A && x))
         return PyErr_Format(PyExc_TypeError, "%s: expected a numpy array, got NoneType", x ? "lora_A" : "x");
     if (dweights && !t.weights)
         return PyErr_Format(PyExc_TypeError, "weights: expected a numpy array, got NoneType");
-    if (dx && !panels && !t.lora_A)
+    if (dx && !weight.panels && !t.lora_A)
         return PyErr_Format(PyExc_TypeError, "weight: expected an array where lora_A is None, got None");
     int failed;
-    PM_TRY(failed, type, pm_linear_bwd, N, D, O, dy, panels, x, h, &t, dx, dlora_A, dlora_B, dweights);
+    PM_TRY(failed, type, pm_linear_bwd, N, D, O, dy, weight, x, h, &t, onto, dx, dlora_A, dlora_B, dweights);
     if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
@@ -157,6 +153,7 @@ PyMethodDef pm_methods_linear[] = {
     PM_METHOD(
         linear_bwd,
         "linear_bwd(dy, weight, x, h, lora_A, lora_B, weights, ids, adapter_ids, cu_seqlens, scale, form, "
-        "dx, dlora_A, dlora_B, dweights, /)\n--\n\nGradients of linear_fwd; weight is the packed transpose."),
+        "onto, dx, dlora_A, dlora_B, dweights, /)\n--\n\nGradients of linear_fwd; weight is the packed "
+        "transpose."),
     { NULL, NULL, 0, NULL },
 };

@@ -1,12 +1,12 @@
 /* moe.c -- bindings of ops/moe.c. */
 #include "python.h"
 #include "../ops/linear.h"
-#define DECLARE(real, DT)                                                                                  \
-    int pm_moe_fwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, const real *panels,          \
-                        const real *bias, const struct pm_term *term, real *y, real *h);                   \
-    int pm_moe_bwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *panels,         \
-                        const real *x, const real *h, const struct pm_term *term, real *dx, real *dlora_A, \
-                        real *dlora_B, real *dweights);
+#define DECLARE(real, DT)                                                                               \
+    int pm_moe_fwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_weight weight,  \
+                        const real *bias, const struct pm_term *term, real *y, real *h);                \
+    int pm_moe_bwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct pm_weight weight, \
+                        const real *x, const real *h, const struct pm_term *term, const real *onto,     \
+                        real *dx, real *dlora_A, real *dlora_B, real *dweights);
 DECLARE(float, f32)
 DECLARE(double, f64)
 
@@ -39,9 +39,6 @@ static ptrdiff_t ranks(const struct pm_term *t)
     return t->R * (t->form == PM_TOKENS ? t->S_A : t->S_A < t->S ? 1 : t->k);
 }
 
-/* The columns of a panel. */
-static ptrdiff_t panel(int type) { return PM_ALIGN / (type == NPY_FLOAT32 ? sizeof(float) : sizeof(double)); }
-
 static PyObject *py_moe_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
     if (pm_nargs(nargs, 11, "moe_fwd")) return NULL;
@@ -49,37 +46,36 @@ static PyObject *py_moe_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ss
     const int type = pm_real(args[0], "x");
     const void *x = pm_in(args[0], "x", type, 2, &N, &D);
     void *y = pm_out(args[9], "y", type, 2, &N, &O);
-    ptrdiff_t P = panel(type), n_panels = (O + P - 1) / P;
-    const void *panels = pm_in_or_none(args[1], "weight", type, 3, &n_panels, &D, &P),
-               *bias = pm_in_or_none(args[2], "bias", type, 1, &O);
+    const struct pm_weight weight = pm_weight_or_none(args[1], type, O, D);
+    const void *bias = pm_in_or_none(args[2], "bias", type, 1, &O);
     const struct pm_term t = read_experts(args + 3, type, N, D, O);
     ptrdiff_t R = ranks(&t);
     void *h = pm_out_or_none(args[10], "h", type, 2, &N, &R);
     if (PyErr_Occurred()) return NULL;
     int failed;
-    PM_TRY(failed, type, pm_moe_fwd, N, D, O, x, panels, bias, &t, y, h);
+    PM_TRY(failed, type, pm_moe_fwd, N, D, O, x, weight, bias, &t, y, h);
     if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
 static PyObject *py_moe_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (pm_nargs(nargs, 14, "moe_bwd")) return NULL;
+    if (pm_nargs(nargs, 15, "moe_bwd")) return NULL;
     ptrdiff_t N = -1, D = -1, O = -1;
     const int type = pm_real(args[2], "x");
     const void *x = pm_in(args[2], "x", type, 2, &N, &D), *dy = pm_in(args[0], "dy", type, 2, &N, &O);
-    ptrdiff_t P = panel(type), n_panels = (D + P - 1) / P;
-    const void *panels = pm_in_or_none(args[1], "weight", type, 3, &n_panels, &O, &P);
+    const struct pm_weight weight = pm_weight_or_none(args[1], type, D, O);
     const struct pm_term t = read_experts(args + 4, type, N, D, O);
     ptrdiff_t R = ranks(&t), S = t.S, S_A = t.S_A, r = t.R, k = t.ids ? t.k : t.S;
-    const void *h = pm_in(args[3], "h", type, 2, &N, &R);
-    void *dx = pm_out_or_none(args[10], "dx", type, 2, &N, &D),
-         *dlora_A = pm_out_or_none(args[11], "dlora_A", type, 3, &S_A, &r, &D),
-         *dlora_B = pm_out_or_none(args[12], "dlora_B", type, 3, &S, &r, &O),
-         *dweights = pm_out_or_none(args[13], "dweights", type, 2, &N, &k);
+    const void *h = pm_in(args[3], "h", type, 2, &N, &R),
+               *onto = pm_in_or_none(args[10], "onto", type, 2, &N, &D);
+    void *dx = pm_out_or_none(args[11], "dx", type, 2, &N, &D),
+         *dlora_A = pm_out_or_none(args[12], "dlora_A", type, 3, &S_A, &r, &D),
+         *dlora_B = pm_out_or_none(args[13], "dlora_B", type, 3, &S, &r, &O),
+         *dweights = pm_out_or_none(args[14], "dweights", type, 2, &N, &k);
     if (PyErr_Occurred()) return NULL;
     int failed;
-    PM_TRY(failed, type, pm_moe_bwd, N, D, O, dy, panels, x, h, &t, dx, dlora_A, dlora_B, dweights);
+    PM_TRY(failed, type, pm_moe_bwd, N, D, O, dy, weight, x, h, &t, onto, dx, dlora_A, dlora_B, dweights);
     if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
@@ -88,7 +84,8 @@ PyMethodDef pm_methods_moe[] = {
     PM_METHOD(moe_fwd,
               "moe_fwd(x, weight, bias, lora_A, lora_B, weights, ids, scale, buckets, y, h, /)\n--\n\n"
               "y = x W^T + bias + scale * sum_k weights[n,k] (x A_e^T) B_e, e = ids[n,k]; weight is packed."),
-    PM_METHOD(moe_bwd, "moe_bwd(dy, weight, x, h, lora_A, lora_B, weights, ids, scale, buckets, dx, dlora_A, "
-                       "dlora_B, dweights, /)\n--\n\nGradients of moe_fwd; weight is the packed transpose."),
+    PM_METHOD(moe_bwd,
+              "moe_bwd(dy, weight, x, h, lora_A, lora_B, weights, ids, scale, buckets, onto, dx, dlora_A, "
+              "dlora_B, dweights, /)\n--\n\nGradients of moe_fwd; weight is the packed transpose."),
     { NULL, NULL, 0, NULL },
 };

@@ -13,7 +13,7 @@
 #define NO_IMPORT_ARRAY
 #endif
 #include <numpy/arrayobject.h>
-#include "../ops/ops.h"
+#include "../ops/linear.h"
 
 /* The dtype of a real-valued array: NPY_FLOAT32 or NPY_FLOAT64; anything else is a TypeError and -1. */
 int pm_real(PyObject *o, const char *name);
@@ -22,6 +22,13 @@ const void *pm_in(PyObject *o, const char *name, int type, int ndim, ...);
 void *pm_out(PyObject *o, const char *name, int type, int ndim, ...); /* the same, writeable */
 const void *pm_in_or_none(PyObject *o, const char *name, int type, int ndim, ...); /* NULL for None */
 void *pm_out_or_none(PyObject *o, const char *name, int type, int ndim, ...);
+/* The shape of the panels of a weight [O,D] of this dtype; NPY_UINT16 is bfloat16. */
+struct pm_panels {
+    ptrdiff_t n, depth, width;
+};
+struct pm_panels pm_panels_of(int type, ptrdiff_t O, ptrdiff_t D);
+/* Panels of a weight [O,D] for arrays of this dtype, or of bfloat16 (then they are uint16); None is allowed. */
+struct pm_weight pm_weight_or_none(PyObject *o, int type, ptrdiff_t O, ptrdiff_t D);
 ptrdiff_t pm_int(PyObject *o, const char *name);
 double pm_double(PyObject *o, const char *name);
 /* Every index in [0, end); offsets start at 0, never fall, end at N. */

@@ -67,6 +67,7 @@ class FeedForwardCopies(Bank):
         for projection, _, _, bias in site.projections:
             linear = getattr(site.module, projection)
             weight = np.repeat(linear.weight.unpack()[None], n, axis=0)
+            weight = weight.astype(linear.weight.compute_dtype, copy=False)
             setattr(self, f"{projection}_weight", Parameter(weight, "skills"))
             if bias:
                 setattr(

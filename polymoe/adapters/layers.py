@@ -74,10 +74,16 @@ def site_of(module: Any, name: str, n_tasks: int, seed: int = 0) -> Site:
     if isinstance(module, FeedForward):
         linears = [(part, getattr(module, part)) for part in module.projections]
         projections = tuple((part, m.in_features, m.out_features, m.bias is not None) for part, m in linears)
-        n_in, n_out, dtype = projections[0][1], projections[-1][2], linears[0][1].weight.dtype
+        n_in, n_out, dtype = projections[0][1], projections[-1][2], linears[0][1].weight.compute_dtype
         return Site(name, n_in, n_out, n_tasks, seed, dtype, projections, module)
     return Site(
-        name, module.in_features, module.out_features, n_tasks, seed, module.weight.dtype, module=module
+        name,
+        module.in_features,
+        module.out_features,
+        n_tasks,
+        seed,
+        module.weight.compute_dtype,
+        module=module,
     )
 
 

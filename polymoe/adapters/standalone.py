@@ -71,8 +71,8 @@ class AdaptedLinear(Module):
             KeyError, IndexError: an unknown task name or id; the message lists the known ones.
         """
         x = np.asarray(x)
-        if x.dtype != self.linear.weight.dtype:
-            raise TypeError(f"x: expected dtype {self.linear.weight.dtype}, got {x.dtype}")
+        if x.dtype != self.linear.weight.compute_dtype:
+            raise TypeError(f"x: expected dtype {self.linear.weight.compute_dtype}, got {x.dtype}")
         if x.ndim < 2 or x.shape[-1] != self.linear.in_features:
             raise ValueError(f"x: expected shape (B, ..., {self.linear.in_features}), got {x.shape}")
         kept = None
@@ -123,7 +123,7 @@ class AdaptedLinear(Module):
         forward can be gone back through once: RuntimeError after that. ValueError for another shape than
         y's.
         """
-        dy = np.asarray(dy, dtype=self.linear.weight.dtype)
+        dy = np.asarray(dy, dtype=self.linear.weight.compute_dtype)
         expected = (*saved.shape[:-1], self.linear.out_features)
         if dy.shape != expected:
             raise ValueError(f"dy: expected shape {expected}, got {dy.shape}")

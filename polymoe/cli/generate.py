@@ -33,8 +33,8 @@ class Generate:
     moved."""
     chat: bool = False
     """Put each prompt into the base's chat template (without a run)."""
-    dtype: Literal["fp32"] = "fp32"
-    """Of the frozen weights."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the frozen weights, without a run (which has its own)."""
     max_new_tokens: int | None = None
     """Tokens of a text at most; the run's own, or 64."""
     temperature: float = 0.0
@@ -108,7 +108,7 @@ def _of_run(o: Generate) -> Callable[[list[str], dict[str, Any]], list[list[Gene
 def _of_base(o: Generate) -> Callable[[list[str], dict[str, Any]], list[list[Generation]]]:
     if o.base is None:
         raise ValueError("run: expected the folder of a run, or --base, got neither")
-    base: Any = load_base(o.base)
+    base: Any = load_base(o.base, {"fp32": "float32", "bf16": "bfloat16"}[o.dtype])
     chat = None
     if o.chat:
         if base.tokenizer is None or not hasattr(base, "eos_token_ids"):

@@ -32,6 +32,7 @@ def show_summary(summary: dict[str, Any], output: str) -> None:
         f"{summary['steps']} steps in {summary['train_seconds']:.1f} s",
         f"{summary['tokens_per_second']:,.0f} tokens/s",
         f"{summary['trainable_parameters']:,} trainable parameters",
+        f"frozen weights in {summary['dtype']}",
         f"peak memory {summary['peak_rss_bytes'] / 2**20:,.0f} MiB",
     ]
     say(", ".join(facts + [f"{cut} texts cut to the length that the base takes"] * bool(cut)))

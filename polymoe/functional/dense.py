@@ -51,6 +51,8 @@ def dense_backward(saved: DenseSaved, dy: Any, needs: set[str] | None = None) ->
 
     grads = DenseGrads(empty("x", x), empty("weight", weight), empty("bias", bias))
     if grads.dx is not None:
-        _core.linear_bwd(dy, pack(weight, transpose=True), None, None, *NO_TERM, grads.dx, None, None, None)
+        _core.linear_bwd(
+            dy, pack(weight, transpose=True), None, None, *NO_TERM, None, grads.dx, None, None, None
+        )
     _core.dense_bwd_weight(dy, x, grads.dweight, grads.dbias)
     return grads

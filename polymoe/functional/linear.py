@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Literal, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from polymoe import _core
@@ -20,11 +21,18 @@ CONCAT_BELOW = 5
 """Tokens per group under which ``auto`` puts the skills side by side: mixing costs more than it saves."""
 
 PANEL_BYTES = 64
+BFLOAT16, BITS = np.dtype(ml_dtypes.bfloat16), np.dtype(np.uint16)
+BFLOAT16_COLUMNS = 16  # of a panel, whatever the dtype of x
 
 
 def pack(weight: Array, transpose: bool = False) -> Array:
-    """Panels [ceil(O/w), D, w] of ``weight`` [O, D], or the transpose of [D, O]; w columns are 64 bytes."""
+    """Panels of ``weight`` [O, D], or the transpose of [D, O]: [ceil(O/w), D, w], w columns are 64 bytes; of
+    bfloat16 [ceil(O/16), ceil(D/2), 32] (uint16), two rows in pairs."""
     n_out, n_in = weight.shape[::-1] if transpose else weight.shape
+    if weight.dtype == BFLOAT16:
+        panels = _core.empty((-(-n_out // BFLOAT16_COLUMNS), -(-n_in // 2), 2 * BFLOAT16_COLUMNS), BITS)
+        _core.pack(weight.view(BITS), transpose, panels)
+        return panels
     width = PANEL_BYTES // weight.itemsize
     panels = _core.empty((-(-n_out // width), n_in, width), weight.dtype)
     _core.pack(weight, transpose, panels)
@@ -37,16 +45,26 @@ class PackedWeight:
     The layout is the same for every instruction set. The transpose, which only gradients of the input need,
     is packed when it is first asked for. Safe to share between threads.
 
+    bfloat16 takes half the bytes. Products with float32 arrays sum in float32; where the CPU multiplies pairs
+    of bfloat16 (instruction set "avx512bf16"), ``x`` and ``dy`` are rounded to it for the product, which is
+    then about twice as fast. The low-rank term and its gradients stay in float32.
+
     Args:
-        weight: [O, D], float32 or float64, copied. Both extents at least 1.
+        weight: [O, D], float32, float64 or bfloat16, copied. Both extents at least 1.
+        dtype: what it is converted to; None: its own. Rounds to nearest, ties to even.
 
     Raises:
         TypeError: another dtype.
         ValueError: not two-dimensional, or empty.
     """
 
-    def __init__(self, weight: Any) -> None:
-        weight = real(weight, "weight")
+    def __init__(self, weight: Any, dtype: Any = None) -> None:
+        weight = np.asarray(weight, order="C")
+        dtype = weight.dtype if dtype is None else np.dtype(dtype)
+        for name, given in (("weight", weight.dtype), ("dtype", dtype)):
+            if given not in (np.float32, np.float64, BFLOAT16):
+                raise TypeError(f"{name}: expected dtype float32, float64 or bfloat16, got {given}")
+        weight = weight.astype(dtype, copy=False)
         if weight.ndim != 2 or weight.size == 0:
             raise ValueError(f"weight: expected shape (O, D) with both at least 1, got {weight.shape}")
         self.shape: tuple[int, int] = weight.shape
@@ -54,6 +72,11 @@ class PackedWeight:
         self.panels: Array = pack(weight)
         self._transposed: Array | None = None
         self._lock = threading.Lock()
+
+    @property
+    def compute_dtype(self) -> np.dtype[Any]:
+        """Of the arrays that go with it: float32 for a bfloat16 weight, else its own."""
+        return np.dtype(np.float32) if self.dtype == BFLOAT16 else self.dtype
 
     @property
     def nbytes(self) -> int:
@@ -71,13 +94,24 @@ class PackedWeight:
     def unpack(self) -> Array:
         """A copy of the weight [O, D], bit for bit."""
         n_out, n_in = self.shape
-        return np.ascontiguousarray(self.panels.transpose(0, 2, 1).reshape(-1, n_in)[:n_out])
+        panels = self.panels
+        if self.dtype == BFLOAT16:
+            pairs = panels.view(BFLOAT16).reshape(*panels.shape[:2], BFLOAT16_COLUMNS, 2)
+            panels = pairs.transpose(0, 1, 3, 2).reshape(len(pairs), -1, BFLOAT16_COLUMNS)
+        rows = panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])
+        return np.ascontiguousarray(rows[:n_out, :n_in])
 
     def rows(self, ids: Any) -> Array:
-        """A copy of the rows ``ids`` [N]: [N, D], bit for bit. IndexError for an id outside of 0 .. O-1."""
+        """A copy of the rows ``ids`` [N]: [N, D], bit for bit; bfloat16 as float32. IndexError for an id
+        outside of 0 .. O-1."""
         ids = index(ids, "ids")
         if ids.size and (ids.min() < 0 or ids.max() >= self.shape[0]):
             raise IndexError(f"ids: expected values from 0 to {self.shape[0] - 1}, got others")
+        if self.dtype == BFLOAT16:
+            pairs = self.panels.view(BFLOAT16).reshape(*self.panels.shape[:2], BFLOAT16_COLUMNS, 2)
+            picked = pairs[ids // BFLOAT16_COLUMNS, :, ids % BFLOAT16_COLUMNS]
+            rows: Array = picked.reshape(len(ids), -1)[:, : self.shape[1]].astype(np.float32)
+            return rows
         width = self.panels.shape[2]
         return self.panels[ids // width, :, ids % width]
 
@@ -197,12 +231,16 @@ def _side_by_side(form: int, lora_A: Array, weights: Array | None, ids: Array | 
     return ids.shape[-1] if ids is not None else len(lora_A)
 
 
-def linear_backward(saved: LinearSaved, dy: Any, needs: set[str] | None = None) -> LinearGrads:
+def linear_backward(
+    saved: LinearSaved, dy: Any, needs: set[str] | None = None, onto: Any = None
+) -> LinearGrads:
     """Gradients of :func:`linear` for ``dy`` [N, O]; only those of the arguments named in ``needs``.
 
     With ``e = scale * dy B_g^T``: ``dx = dy W + e A_g``, ``dA_g = e^T x``, ``dB_g = h^T dy``, and from them
     those of the bank and ``dweights[g, q, s] = <dA_g[q], lora_A[s, q]> + <dB_g[q], lora_B[s, q]>``. The mixed
     pairs are computed again. Where outputs are mixed, ``dweights[g, s] = scale * <dy, (x A_s^T) B_s>``.
+
+    ``onto`` [N, D], if given, is added to dx, which saves a pass over both.
     """
     x, weight, lora_A, lora_B, weights = saved[:5]
     dy = like(x, dy)
@@ -214,5 +252,5 @@ def linear_backward(saved: LinearSaved, dy: Any, needs: set[str] | None = None) 
         empty("x", x), empty("lora_A", lora_A), empty("lora_B", lora_B), empty("weights", weights)
     )
     panels = None if grads.dx is None or weight is None else weight.transposed
-    _core.linear_bwd(dy, panels, x, saved.h, *saved[2:-1], *grads)
+    _core.linear_bwd(dy, panels, x, saved.h, *saved[2:-1], like_or_none(x, onto), *grads)
     return grads

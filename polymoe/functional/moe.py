@@ -97,12 +97,12 @@ def moe(
     return y, MoeSaved(x, weight, *experts, h)
 
 
-def moe_backward(saved: MoeSaved, dy: Any, needs: set[str] | None = None) -> MoeGrads:
+def moe_backward(saved: MoeSaved, dy: Any, needs: set[str] | None = None, onto: Any = None) -> MoeGrads:
     """Gradients of :func:`moe` for ``dy`` [N, O]; only those of the arguments named in ``needs``.
 
     With ``e_s = scale * dy B_s^T``: ``dx = dy W + sum_s w_s e_s A_s``, ``dA_s = sum_n w_s e_s^T x``, ``dB_s =
     sum_n w_s h_s^T dy``, ``dw_s = e_s . (x A_s^T)``; a shared A gets the sum over experts. Experts that no
-    token uses get 0.
+    token uses get 0. ``onto`` [N, D], if given, is added to dx.
     """
     x, weight, lora_A, lora_B, weights = saved[:5]
     dy = like(x, dy)
@@ -114,5 +114,5 @@ def moe_backward(saved: MoeSaved, dy: Any, needs: set[str] | None = None) -> Moe
         empty("x", x), empty("lora_A", lora_A), empty("lora_B", lora_B), empty("weights", weights)
     )
     panels = None if grads.dx is None or weight is None else weight.transposed
-    _core.moe_bwd(dy, panels, x, saved.h, *saved[2:-1], *grads)
+    _core.moe_bwd(dy, panels, x, saved.h, *saved[2:-1], like_or_none(x, onto), *grads)
     return grads

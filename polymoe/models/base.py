@@ -13,7 +13,8 @@ from polymoe import tape
 from polymoe.batch import Batch
 from polymoe.data import Tokenizer, cut_batches
 from polymoe.functional import PackedWeight
-from polymoe.nn import Module
+from polymoe.models.build import Builder, digest_of
+from polymoe.nn import Linear, Module
 from polymoe.tape import Node
 
 
@@ -51,7 +52,7 @@ class Base(Module):
     def __init__(
         self,
         config: Any,
-        dtype: np.dtype[Any],
+        build: Builder,
         *,
         pooling: str,
         normalize: bool = False,
@@ -61,9 +62,15 @@ class Base(Module):
     ) -> None:
         if pooling not in self.poolings:
             raise ValueError(f"pooling: expected {' or '.join(map(repr, self.poolings))}, got {pooling!r}")
-        self.config, self.dtype, self.name = config, dtype, name
+        self.config, self.dtype, self.name = config, build.dtype, name
+        self.digests = build.digests
         self.pooling, self.normalize = pooling, normalize
         self.tokenizer, self.prompts = tokenizer, dict(prompts or {})
+
+    @property
+    def weight_dtype(self) -> str:
+        """Of the frozen weights that products read: "float32", or "bfloat16", in half the memory."""
+        return next(str(m.weight.dtype) for _, m in self.named_modules() if isinstance(m, Linear))
 
     @property
     def hidden_size(self) -> int:
@@ -126,7 +133,7 @@ class Base(Module):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the names and values of the frozen weights, whatever dtype or shards they were stored
-        in.
+        in, and whatever dtype they are held in.
         """
         digest = hashlib.sha256()
         modules = dict(self.named_modules())
@@ -135,7 +142,7 @@ class Base(Module):
             weight = getattr(modules[module], attribute)
             array = weight.unpack() if isinstance(weight, PackedWeight) else weight
             digest.update(name.encode() + b"\0")
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(self.digests.get(name) or digest_of(array))
         return digest.hexdigest()
 
     def extra_repr(self) -> str:

@@ -148,7 +148,7 @@ class Bert(Base):
     def __init__(
         self, config: BertConfig, build: Builder, pooling: str = "mean", name: str = "bert", **options: Any
     ) -> None:
-        super().__init__(config, build.dtype, pooling=pooling, name=name, **options)
+        super().__init__(config, build, pooling=pooling, name=name, **options)
         self.embeddings = BertEmbeddings(config, build)
         self.encoder = BertEncoder(config, build)
 

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from polymoe.functional import PackedWeight
 from polymoe.nn import Embedding, LayerNorm, Linear, RMSNorm
 
 
+def digest_of(array: np.ndarray) -> bytes:
+    """SHA-256 of the values."""
+    return hashlib.sha256(np.ascontiguousarray(array).data).digest()
+
+
 class Builder:
     """Makes frozen modules out of a ``state``, each tensor converted to ``dtype`` when its module is made.
+
+    ``dtype`` bfloat16 is that of the packed weights, which are nearly all there is; the model computes in
+    float32 then, and holds its other weights so.
 
     A state maps names to arrays, or to whatever has a shape and a dtype and becomes an array when it is
     asked for one, so that files are read and decoded one tensor at a time.
     """
 
     def __init__(self, state: Mapping[str, Any], dtype: np.dtype[Any]) -> None:
-        self.state, self.dtype = state, dtype
+        self.state, self.weight_dtype = state, dtype
+        self.digests: dict[str, bytes] = {}  # of weights that are held in less than they were read in
+        self.dtype = np.dtype(np.float32) if dtype == ml_dtypes.bfloat16 else dtype
 
     def array(self, name: str, copy: bool = True) -> np.ndarray:
         """A weight in the model's dtype, in memory of its own unless it is only read to be packed.
@@ -36,7 +48,10 @@ class Builder:
 
     def packed(self, name: str) -> PackedWeight:
         """A weight [O, D], packed."""
-        return PackedWeight(self.array(name, copy=False))
+        array = self.array(name, copy=False)
+        if self.weight_dtype != self.dtype:
+            self.digests[name] = digest_of(array)
+        return PackedWeight(array, self.weight_dtype)
 
     def linear(self, name: str, bias: bool = True) -> Linear:
         """Out of ``name.weight`` and ``name.bias``."""

