@@ -94,7 +94,7 @@ def test_lora_has_no_routing_to_show(tmp_path, base, data, capsys):  # noqa: F81
 def test_wrong_paths_and_flags_are_one_line(run, tmp_path, capsys):  # noqa: F811
     cases = [
         ([tmp_path / "none"], "run: expected a folder with a run"),
-        ([tmp_path], "run: expected a folder with a run"),
+        ([tmp_path], "expected a run or an adapter, got neither"),
         ([run, "--task", "animal"], "task: expected a text beside it"),
         ([run, "--text", "a cat"], "task_ids: expected one of ['animal', 'colour'] per example, got None"),
         ([run, "--text", "a cat", "--task", "plant"], "expected one of ['animal', 'colour'], got 'plant'"),

@@ -13,6 +13,7 @@ from polymoe.adapters.parts import Experts, Router
 from polymoe.adapters.routers import ROUTERS
 from polymoe.adapters.targets import block_of, pattern_value
 
+Bias = Literal["none", "lora_only"]
 Noise = Literal["per_example", "per_task", "per_step", "off"]
 Init = Literal["peft", "mttl", "tlora"]
 Pooling = Literal["mean", "attention"]
@@ -23,6 +24,7 @@ MIXINGS = ("factors", "outputs", "leaves", "gated")
 SITES = ("linear", "feed_forward")
 FLAGS = (
     "use_rslora", "average_correction", "stop_router_gradient", "zero_start", "train_experts", "renormalize",
+    "lora_bias",
 )  # fmt: skip
 GATES = ("sigmoid", "straight_through", "softmax", "l2")
 
@@ -36,7 +38,8 @@ class AdapterConfig:
     (heads). The low-rank term is multiplied by ``lora_alpha / r``, by 1/r when ``lora_alpha`` is None
     (with ``use_rslora`` sqrt(r) in the place of r, Kalajdzievski 2023, arXiv 2312.03732).
     ``rank_pattern``, ``alpha_pattern``: other values for some modules. ``lora_dropout``: of the low-rank
-    branch's input, in training. ``target_modules`` ... ``layers_pattern``: see
+    branch's input, in training. ``bias``, ``lora_bias``: see :class:`~polymoe.adapters.low_rank.LoraExperts`.
+    ``target_modules`` ... ``layers_pattern``: see
     :mod:`polymoe.adapters.targets`. ``gate``, ``temperature``, ``noise``, ``gate_dropout``,
     ``average_correction``: see :class:`~polymoe.adapters.routers.TaskTable`. ``init_weights`` False: B is
     random too, so that the adapted model does not start as the base. ``train_experts`` False: they stay as
@@ -61,6 +64,8 @@ class AdapterConfig:
     lora_alpha: float | None = None
     use_rslora: bool = False
     lora_dropout: float = 0.0
+    bias: Bias = "none"
+    lora_bias: bool = False
     target_modules: str | tuple[str, ...] | None = None
     feedforward_modules: str | tuple[str, ...] | None = None
     exclude_modules: str | tuple[str, ...] | None = None
@@ -133,6 +138,7 @@ class AdapterConfig:
             "site": SITES,
             "gate": GATES,
             "noise": get_args(hints["noise"]),
+            "bias": get_args(hints["bias"]),
             "init": get_args(hints["init"]),
             "specific": get_args(hints["specific"]),
             "pooling": get_args(hints["pooling"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -61,16 +61,21 @@ def inject(base: Any, config: AdapterConfig, tasks: TaskRegistry, seed: int) -> 
     """
     config, modules, names = _resolve(base, config)
     _warn_of_unused(config, modules, names)
+    adapter = assemble(config, tasks, [site_of(modules[name], name, len(tasks), seed) for name in names])
+    adapter.slots = MappingProxyType({modules[name]: layer for name, layer in adapter.layers.items()})
+    return adapter
+
+
+def assemble(config: AdapterConfig, tasks: TaskRegistry, sites: Sequence[Site]) -> Adapter:
+    """An adapter for layers of these names and sizes, which belong to no base."""
     routers: dict[str, Router] = {}
     layers: dict[str, AdapterLayer] = {}
-    for name in names:
-        shared = config.router_name(name)
-        layers[name] = make_layer(config, tasks, modules[name], name, seed, routers.get(shared))
-        routers.setdefault(shared, layers[name].router).name = shared
-    _check_shared(config, names)
-    adapter = Adapter(config, tasks, layers)
-    adapter.slots = MappingProxyType({modules[name]: layer for name, layer in layers.items()})
-    return adapter
+    for site in sites:
+        shared = config.router_name(site.name)
+        layers[site.name] = make_layer(config, tasks, site, routers.get(shared))
+        routers.setdefault(shared, layers[site.name].router).name = shared
+    _check_shared(config, list(layers))
+    return Adapter(config, tasks, layers)
 
 
 def sites(base: Any, config: AdapterConfig, n_tasks: int) -> list[Site]:

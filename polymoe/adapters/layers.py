@@ -41,8 +41,7 @@ class AdapterLayer(Module):
         # As in PEFT, what is dropped is the input of the low-rank branch alone, so the branch is a pass of
         # its own.
         dropped = tape.dropout(x, self._mask(x, batch))
-        base = tape.linear(x, module.weight, module.bias)
-        return tape.add(base, self.experts(dropped, None, routing, batch))
+        return tape.add(self.experts.frozen(x, module), self.experts(dropped, None, routing, batch))
 
     def _routing(self, x: Any, batch: Batch) -> Routing:
         def decide() -> Routing:
@@ -88,18 +87,13 @@ def site_of(module: Any, name: str, n_tasks: int, seed: int = 0) -> Site:
 
 
 def make_layer(
-    config: AdapterConfig,
-    tasks: TaskRegistry,
-    module: Any,
-    name: str,
-    seed: int,
-    router: Router | None = None,
+    config: AdapterConfig, tasks: TaskRegistry, site: Site, router: Router | None = None
 ) -> AdapterLayer:
-    """The adapter of a module. ValueError without tasks where the router goes by task, and for sizes that do
+    """The adapter of a site. ValueError without tasks where the router goes by task, and for sizes that do
     not fit."""
     if ROUTERS[config.router].needs_tasks and not len(tasks):
         raise ValueError(f"tasks: expected at least one ({config.method} goes by task), got none")
-    return AdapterLayer(config, site_of(module, name, len(tasks), seed), router)
+    return AdapterLayer(config, site, router)
 
 
 def n_parameters(config: AdapterConfig, sites: list[Site]) -> int:

@@ -68,21 +68,35 @@ class LoraExperts(LowRankExperts):
     A starts uniform within sqrt(Q/D) ("peft": each block of D/Q inputs as torch starts a linear layer of
     that width) or 1/sqrt(3D) ("mttl"), B as zeros; with ``init_weights`` False B is uniform within
     1/sqrt(r). Raises ValueError when the heads do not divide D or O.
+
+    With the router "constant" they may have PEFT's biases, [1, 1, O] each, group "gains": ``bias``
+    "lora_only" trains ``module_bias``, which takes the place of the module's; ``lora_bias`` adds
+    ``scale * lora_bias``, from 0 on.
     """
 
+    fields = frozenset({"bias", "lora_bias"})
     formula = "S r (D + O)"
 
     @staticmethod
     def check(config: AdapterConfig) -> None:
-        """Mixed by factors or by outputs."""
+        """Mixed by factors or by outputs; biases only of the one pair of LoRA."""
         expect(config, "mixing", ("factors", "outputs"), f"the experts {config.experts!r}")
         expect(config, "init", ("peft", "mttl"), f"the experts {config.experts!r}")
+        if config.router != "constant":
+            expect(config, "bias", "none", f"the router {config.router!r}")
+            expect(config, "lora_bias", False, f"the router {config.router!r}")
 
     @staticmethod
     def shapes(config: AdapterConfig, n_experts: int, site: Site) -> Shapes:
-        """Both banks."""
-        r = config.rank(site.name)
-        return {"lora_A": (n_experts, r, site.n_in), "lora_B": (n_experts, r, site.n_out)}
+        """Both banks, and biases."""
+        r, bias = config.rank(site.name), (1, 1, site.n_out)
+        replaced = config.bias == "lora_only" and (site.module is None or site.module.bias is not None)
+        return {
+            "lora_A": (n_experts, r, site.n_in),
+            "lora_B": (n_experts, r, site.n_out),
+            **({"module_bias": bias} if replaced else {}),
+            **({"lora_bias": bias} if config.lora_bias else {}),
+        }
 
     def __init__(self, config: AdapterConfig, n_experts: int, site: Site) -> None:
         super().__init__(config, n_experts, site)
@@ -97,6 +111,27 @@ class LoraExperts(LowRankExperts):
         self.lora_A = site.uniform("lora_A", shapes["lora_A"], bound, "skills")
         bound = 0.0 if config.init_weights else 1 / np.sqrt(r)
         self.lora_B = site.uniform("lora_B", shapes["lora_B"], bound, "skills")
+        self.module_bias, self.lora_bias = (
+            site.full(shapes[part], 0.0, "gains") if part in shapes else None
+            for part in ("module_bias", "lora_bias")
+        )
+        if self.module_bias is not None and site.module is not None:
+            self.module_bias.data[...] = site.module.bias
+
+    def __call__(self, x: Any, module: Any, routing: Routing, batch: Batch) -> Any:
+        """y [N, O]."""
+        if module is not None and self.module_bias is not None:
+            term = super().__call__(x, None, routing, batch)
+            y = tape.add(self.frozen(x, module), term)
+        else:
+            y = super().__call__(x, module, routing, batch)
+        return y if self.lora_bias is None else tape.add(y, _constant(x, self.lora_bias, self.scale))
+
+    def frozen(self, x: Any, module: Any) -> Any:
+        """With the bias that was learnt."""
+        if self.module_bias is None:
+            return super().frozen(x, module)
+        return tape.add(tape.linear(x, module.weight, None), _constant(x, self.module_bias))
 
     def factors(self, weights: Any, batch: Batch) -> tuple[Any, Any, Any]:
         """The banks; mixing is left to the kernel."""
@@ -106,6 +141,12 @@ class LoraExperts(LowRankExperts):
         """Sizes."""
         n_experts, r, n_out = self.lora_B.shape
         return f"{n_experts} x rank {r}, {self.lora_A.shape[2]} -> {n_out}, scale={self.scale:g}"
+
+
+def _constant(x: Any, bias: Any, scale: float = 1.0) -> Any:
+    """``scale * bias`` for each row of x: a low-rank term whose input and A are 1."""
+    one = np.ones((x.shape[0], 1), tape.data_of(bias).dtype)
+    return tape.linear(one, None, None, one[:1, None], bias, scale=scale)
 
 
 class SharedLoraExperts(LoraExperts):

@@ -95,7 +95,7 @@ class AdaptedModel(Module):
         adapter = inject(self.base, config, TaskRegistry(tasks), seed)
         if sources:
             start_from(adapter, sources)
-        self._hold(adapter_name, adapter)
+        self.hold(adapter, adapter_name)
 
     def add_task(self, task: str, tune: Tune = "router", *, seed: int = 0) -> None:
         """Teach the active adapter one more task, the last of its registry, as
@@ -119,7 +119,9 @@ class AdaptedModel(Module):
         if adapter_name in self.adapters:
             raise ValueError(f"adapter_name: expected one besides {self.adapter_names}, got {adapter_name!r}")
 
-    def _hold(self, adapter_name: str, adapter: Adapter) -> None:
+    def hold(self, adapter: Adapter, adapter_name: str = "default") -> None:
+        """Add an adapter that was made for this base; active when it is the first."""
+        self._check_new(adapter_name)
         self.adapters[adapter_name] = adapter
         self.train(self.training)
         if len(self.adapters) == 1:
@@ -233,7 +235,7 @@ class AdaptedModel(Module):
         from polymoe.interop.peft import read_adapter
 
         self._check_new(adapter_name)
-        self._hold(adapter_name, read_adapter(self.base, folder, **options))
+        self.hold(read_adapter(self.base, folder, **options), adapter_name)
 
     def extra_repr(self) -> str:
         """The adapter in use."""

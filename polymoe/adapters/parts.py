@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from polymoe import random
+from polymoe import random, tape
 from polymoe.adapters import initial
 from polymoe.batch import Batch, Routing
 from polymoe.nn import Module, Parameter
@@ -133,6 +133,10 @@ class Experts(Module):
     def __call__(self, x: Any, module: Any, routing: Routing, batch: Batch) -> Any:
         """y [N, O] of x [N, D]."""
         raise NotImplementedError
+
+    def frozen(self, x: Any, module: Any) -> Any:
+        """y [N, O] of the ``module`` alone, to which what they add is added."""
+        return tape.linear(x, module.weight, module.bias)
 
 
 def expect(config: AdapterConfig, field: str, allowed: Any, why: str) -> None:

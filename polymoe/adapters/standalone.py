@@ -8,7 +8,7 @@ import numpy as np
 
 from polymoe import functional as F
 from polymoe.adapters.config import AdapterConfig
-from polymoe.adapters.layers import AdapterLayer, make_layer
+from polymoe.adapters.layers import AdapterLayer, make_layer, site_of
 from polymoe.adapters.methods import configure
 from polymoe.batch import Batch, TaskRegistry
 from polymoe.nn import Linear, Module
@@ -181,5 +181,6 @@ def adapt_linear(
         tasks = [f"task_{i}" for i in range(n_tasks)]
     registry = TaskRegistry(tasks)
     linear = Linear(weight, bias)
-    adapter = make_layer(configure(method, **overrides), registry, linear, name, seed)
+    site = site_of(linear, name, len(registry), seed)
+    adapter = make_layer(configure(method, **overrides), registry, site)
     return AdaptedLinear(linear, adapter, registry, seed)

@@ -31,6 +31,8 @@ def succeed(
     if isinstance(method, AdapterConfig):
         return configure(method, **overrides)
     first = sources[0]
+    if any(source.config.bias != "none" or source.config.lora_bias for source in sources):
+        raise ValueError("init_from: expected adapters without biases (bias 'none'), got some with them")
     for other in sources[1:]:
         for name in ("r", "rank_pattern", "lora_alpha", "alpha_pattern", "n_splits", "experts",
                      "feedforward_modules"):  # fmt: skip

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from polymoe.adapters.statistics import RouterStatistics, reads_texts
 from polymoe.cli.flags import parse_flags
-from polymoe.cli.folders import load_folder
+from polymoe.cli.folders import look_into
 from polymoe.cli.show import print_json, say
 from polymoe.data import read_tasks
 from polymoe.report import Inspection, RoutingStatistics, TextRouting, gradient_similarity, write_page
@@ -35,7 +35,7 @@ class Inspect:
     """Show what an adapter is made of and what its router learnt."""
 
     path: tyro.conf.Positional[str]
-    """A run, or the folder of an adapter (ours, or PEFT's LoRA or Poly)."""
+    """A run, or the folder of an adapter (ours, or PEFT's LoRA, Poly or IA3). Its base need not be here."""
     text: str | None = None
     """Show how this text is routed, token by token where the router reads tokens."""
     task: str | None = None
@@ -86,8 +86,10 @@ def inspect(argv: Sequence[str]) -> None:
 
 def _look(options: Inspect, path: str) -> Inspection:
     """What there is to see of a run or an adapter."""
-    # The base is loaded in every case: it tells the layers and vouches for them by its fingerprint.
-    model, run = load_folder(path, options.base)
+    model, run, why = look_into(path, options.base)
+    if why:
+        note = f"the base is not here ({why}): layers go by their names, and texts cannot be run"
+        print(f"polymoe inspect: {note}", file=sys.stderr)
     texts = _texts(options, {} if run is None else run.recipe) if reads_texts(model.adapter) else {}
     gradients = None
     if options.gradients:
@@ -141,7 +143,7 @@ def _texts(options: Inspect, recipe: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _show_parts(console: Console, path: str, parts: dict[str, Any]) -> None:
-    say(f"{path}: {parts['method']} on {parts['base']}, {parts['parameters']:,} parameters")
+    say(f"{path}: {parts['method']} on {parts['base'] or 'an unnamed base'}, {parts['parameters']:,} parameters")
     say(describe_parts(parts))
     if parts["tasks"]:
         say(f"tasks: {', '.join(parts['tasks'])}")

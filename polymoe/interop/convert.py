@@ -1,6 +1,6 @@
 """LoRAs from one format to another; no base weights are needed.
 
-peft   a folder of PEFT's: LORA, or one task of POLY
+peft   a folder of PEFT's: LORA, one task of POLY, or of any method of ours that is a LoRA for a known task
 mlx    a folder of mlx-lm's
 gguf   llama.cpp's adapter.gguf; needs the base's config.json for the names of its modules
 """
@@ -8,25 +8,22 @@ gguf   llama.cpp's adapter.gguf; needs the base's config.json for the names of i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from polymoe import functional
-from polymoe.adapters.config import AdapterConfig
-from polymoe.adapters.targets import ALL_LINEAR, is_target
 from polymoe.files import PathLike, read_json
-from polymoe.interop import peft
 from polymoe.interop.export import base_config, put_folder
 from polymoe.interop.gguf import FILE, read_gguf, write_gguf
-from polymoe.interop.lora import Lora, Pair, distance, make_pair, norm, pair_up
+from polymoe.interop.lora import Lora, distance, norm
+from polymoe.interop.mixture import task_lora
 from polymoe.interop.mlx import read_mlx, write_mlx
-from polymoe.interop.peft_folder import CONFIG, WEIGHTS, PeftFolder, open_folder
+from polymoe.interop.peft import read_detached
+from polymoe.interop.peft_folder import CONFIG, PICKLE, adapters_in, open_folder
 from polymoe.models.loading import MODEL_PACKAGES
 
 FORMATS = ("peft", "mlx", "gguf")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ def convert(
     to: str,
     *,
     base: PathLike | None = None,
-    task: str | int | None = None,
+    task: str | None = None,
     overwrite: bool = False,
 ) -> Converted:
     """Read a LoRA in whatever format it is and write it in another, into a new folder.
@@ -96,14 +93,17 @@ def format_of(source: PathLike) -> str:
     if (path / CONFIG).is_file():
         settings = read_json(path / CONFIG)
         return "mlx" if isinstance(settings, dict) and "lora_parameters" in settings else "peft"
-    inside = sorted(found.parent.name for found in path.glob(f"*/{CONFIG}")) if path.is_dir() else []
+    if path.suffix in PICKLES or (path / PICKLE).is_file():
+        raise ValueError(
+            f"{path}: expected safetensors or GGUF, got a pickle, which can run any code when it is read; "
+            "save it again as safetensors with the library that made it"
+        )
+    inside = adapters_in(path)
     hint = f"; adapters lie in {', '.join(inside)}" if inside else ""
     raise FileNotFoundError(f"{path}: expected an adapter (PEFT, mlx-lm or GGUF), got none{hint}")
 
 
-def read_lora(
-    source: PathLike, *, config: Mapping[str, Any] | None = None, task: str | int | None = None
-) -> Lora:
+def read_lora(source: PathLike, *, config: Mapping[str, Any] | None = None, task: str | None = None) -> Lora:
     """The LoRA in a folder or GGUF file, in any of the formats; errors as :func:`convert`."""
     kind = format_of(source)
     if kind == "peft":
@@ -123,60 +123,14 @@ def write_lora(lora: Lora, folder: Path, to: str, config: Mapping[str, Any] | No
         write_gguf(lora, folder, {} if config is None else config)
 
 
-def _read_peft(folder: Path, task: str | int | None) -> Lora:
-    opened = open_folder(folder)
-    path = folder / WEIGHTS
-    tensors = {key.removeprefix(peft.PREFIX): array for key, array in opened.tensors().items()}
-    if opened.kind == "LORA":
-        if task is not None:
-            raise ValueError(f"task: expected None ({folder} is one LoRA), got {task!r}")
-        pairs = _lora_pairs(tensors, opened.config, path)
-    elif opened.kind == "POLY":
-        pairs = _poly_pairs(tensors, opened, task, path)
-    else:
-        raise ValueError(
-            f"{folder}: expected peft_type LORA or POLY, got a {opened.config.method!r} adapter: mixtures "
-            "that PEFT does not have are read with their base, by polymoe export"
-        )
-    return Lora(pairs, opened.base, opened.settings.get("task_type"))
-
-
-def _lora_pairs(tensors: dict[str, np.ndarray], config: AdapterConfig, path: Path) -> dict[str, Pair]:
-    pairs = {
-        name: make_pair(name, A, B.T, config.scale(name), path)
-        for name, (A, B) in pair_up(tensors, "lora_A.weight", "lora_B.weight", path).items()
-    }
-    targets = config.target_modules
-    known = targets is not None and not (isinstance(targets, str) and targets.lower() == ALL_LINEAR)
-    for name, pair in pairs.items():
-        if known and not is_target(config, name):
-            raise ValueError(f"{path}: expected weights of target_modules {targets!r}, got {name}")
-        if pair.r != config.rank(name):
-            raise ValueError(f"{path}: {name}: expected rank {config.rank(name)}, got {pair.r}")
-    return pairs
-
-
-def _poly_pairs(
-    tensors: dict[str, np.ndarray], opened: PeftFolder, task: str | int | None, path: Path
-) -> dict[str, Pair]:
-    """The mixture of one task: blocks of A and B by the normalised sigmoids of its row of logits."""
-    if task is None:
-        raise ValueError(f"task: expected one of {list(opened.tasks.names)}, got None")
-    task_id = opened.tasks.check(task, 1)
-    parts = ("poly_lora_A", "poly_lora_B", "poly_router.module_logits")
-    names = dict.fromkeys(
-        k.removesuffix(f".{part}") for k in tensors for part in parts if k.endswith(f".{part}")
+def _read_peft(folder: Path, task: str | None) -> Lora:
+    model = read_detached(folder)
+    if task is not None and not model.adapter.needs_tasks:
+        raise ValueError(f"task: expected None ({folder} is one LoRA), got {task!r}")
+    lora = task_lora(model, task)
+    fan_in_fan_out = model.base.fan_in_fan_out
+    provenance = {} if task is None else lora.provenance
+    about = {**lora.base, **({"fan_in_fan_out": True} if fan_in_fan_out else {})}
+    return replace(
+        lora, base=about, task_type=open_folder(folder).settings.get("task_type"), provenance=provenance
     )
-    expected = {f"{name}.{part}" for name in names for part in parts}
-    if expected != tensors.keys():
-        wrong = ", ".join(sorted(expected ^ tensors.keys()))
-        raise ValueError(f"{path}: expected {', '.join(parts)} for each layer, got more or less: {wrong}")
-    pairs = {}
-    for name in names:
-        A, B, logits = (tensors[f"{name}.{part}"].astype(np.float64) for part in parts)
-        Q, S, _, r = A.shape
-        weights = functional.task_router(logits.reshape(-1, Q, S), task_id, None)[0][0]
-        mixed_A = np.einsum("qs,qsdr->rqd", weights, A).reshape(r, -1)
-        mixed_B = np.einsum("qs,qsro->rqo", weights, B).reshape(r, -1)
-        pairs[name] = make_pair(name, mixed_A.astype(np.float32), mixed_B.astype(np.float32), 1 / r, path)
-    return pairs

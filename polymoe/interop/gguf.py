@@ -54,6 +54,7 @@ def write_gguf(lora: Lora, folder: PathLike, config: Mapping[str, Any]) -> None:
     know.
     """
     gguf = _library()
+    lora.without_bias("llama.cpp's LoRA has no biases")
     kind = _architecture(config)
     alpha = commonest(pair.scale * pair.r for pair in lora.pairs.values())
     alpha = float(np.float32(alpha))

@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from polymoe.adapters.config import AdapterConfig
-from polymoe.adapters.inject import Adapter, inject
-from polymoe.adapters.layers import AdapterLayer
+from polymoe.adapters.inject import Adapter, assemble, inject
 from polymoe.adapters.methods import configure
 from polymoe.adapters.parts import Site
 from polymoe.batch import TaskRegistry
@@ -25,11 +24,13 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class Pair:
-    """The update ``scale * lora_B^T lora_A`` [O, D] of one weight: ``lora_A`` [r, D], ``lora_B`` [r, O]."""
+    """The update ``scale * lora_B^T lora_A`` [O, D] of one weight: ``lora_A`` [r, D], ``lora_B`` [r, O].
+    ``bias`` [O] is added to the output beside it; most LoRAs have none."""
 
     lora_A: np.ndarray
     lora_B: np.ndarray
     scale: float = 1.0
+    bias: np.ndarray | None = None
 
     @property
     def r(self) -> int:
@@ -44,7 +45,11 @@ class Pair:
     def scaled(self, scale: float) -> Pair:
         """The same update with another scale; lora_B takes the rest."""
         factor = self.scale / scale
-        return self if factor == 1 else Pair(self.lora_A, _float(self.lora_B * np.float64(factor)), scale)
+        return (
+            self
+            if factor == 1
+            else replace(self, lora_B=_float(self.lora_B * np.float64(factor)), scale=scale)
+        )
 
     def padded(self, r: int) -> Pair:
         """The same update with rank r, by rows of zeros."""
@@ -59,7 +64,8 @@ class Pair:
 @dataclass(frozen=True)
 class Lora:
     """``pairs`` by the name of their module. ``base``: name, model_type and fingerprint of the base that it
-    was made on, as far as they are known; ``provenance``: anything JSON can hold."""
+    was made on, as far as they are known, and fan_in_fan_out where it has Conv1D;
+    ``provenance``: anything JSON can hold."""
 
     pairs: Mapping[str, Pair]
     base: Mapping[str, Any] = field(default_factory=dict)
@@ -77,16 +83,24 @@ class Lora:
             lora_alpha=alpha,
             rank_pattern={name: own for name, own in ranks.items() if own != r},
             alpha_pattern={name: own for name, own in alphas.items() if own != alpha},
+            lora_bias=any(pair.bias is not None for pair in self.pairs.values()),
             target_modules=tuple(self.pairs),
         )
+
+    def without_bias(self, why: str) -> Lora:
+        """Itself; ValueError with the reason where a layer has a bias."""
+        if found := [name for name, pair in self.pairs.items() if pair.bias is not None]:
+            raise ValueError(
+                f"bias: expected none ({why}), got some of {found[0]} and {len(found)} layers in all"
+            )
+        return self
 
     def adapter(self, base: Any = None) -> Adapter:
         """As an adapter: of a base (ValueError where modules or sizes do not fit), or of none."""
         config, tasks = self.config(), TaskRegistry([])
         if base is None:
             sites = [Site(name, *pair.shape[::-1]) for name, pair in self.pairs.items()]
-            layers = {site.name: AdapterLayer(config, site) for site in sites}
-            adapter = Adapter(config, tasks, layers)
+            adapter = assemble(config, tasks, sites)
         else:
             adapter = inject(base, config, tasks, seed=0)
         if lost := sorted(self.pairs.keys() - adapter.layers.keys()):
@@ -98,6 +112,8 @@ class Lora:
                 if own.shape != given.shape:
                     raise ValueError(f"{name}.{part}: expected shape {own.shape[1:]}, got {given.shape[1:]}")
                 own[...] = given
+            if pair.bias is not None:
+                experts.lora_bias.data[...] = pair.bias / experts.scale
         return adapter
 
     def save(self, folder: PathLike) -> None:
@@ -128,8 +144,9 @@ def norm(pair: Pair) -> float:
 
 
 def distance(a: Pair, b: Pair) -> float:
-    """Frobenius norm of the difference of two updates."""
-    return norm(cat([a, b], [1.0, -1.0]))
+    """Frobenius norm of the difference of two updates, biases as a further column."""
+    biases = [np.zeros(1) if pair.bias is None else pair.bias.astype(np.float64) for pair in (a, b)]
+    return float(np.hypot(norm(cat([a, b], [1.0, -1.0])), np.linalg.norm(biases[0] - biases[1])))
 
 
 def pair_up(

@@ -52,6 +52,7 @@ def merge(
     ("linear", "ties", "dare"), and settings that do not fit the method.
     """
     weights = [1.0] * len(loras) if weights is None else list(weights)
+    loras = [lora.without_bias("a merge is one of updates of weights") for lora in loras]
     _check(loras, weights, method, rank, density)
     rng = np.random.default_rng(seed)
     pairs: dict[str, Pair] = {}

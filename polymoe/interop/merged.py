@@ -41,6 +41,9 @@ def write_merged(lora: Lora, folder: Path, base_name: Any) -> None:
         if state[name].shape != pair.shape:
             raise ValueError(f"{module}: expected an update of shape {state[name].shape}, got {pair.shape}")
         state[name] = (state[name] + pair.update()).astype(np.float32)
+        if pair.bias is not None:
+            bias = _find(f"{module}.bias", state)
+            state[bias] = (state[bias] + pair.bias).astype(np.float32)
     write_safetensors(folder / inside / SINGLE, state, {"format": "pt"})
     path = folder / inside / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

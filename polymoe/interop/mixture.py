@@ -38,6 +38,8 @@ def task_lora(model: AdaptedModel, task: str | None, mean_route: Sequence[str] |
     else:
         routes = _mean_routes(model, task, mean_route)
     pairs = {name: _pair(adapter, layer, routes[name]) for name, layer in adapter.layers.items()}
+    for name, layer in adapter.layers.items():
+        pairs[name] = replace(pairs[name], bias=_bias(base, name, layer))
     provenance = {"task": task, "method": adapter.config.method, "mean_route": mean_route is not None}
     about = {key: getattr(base, key, None) for key in ("name", "model_type", "fingerprint")}
     return Lora(pairs, about, provenance=provenance)
@@ -122,6 +124,24 @@ def _pair(adapter: Adapter, layer: AdapterLayer, weights: np.ndarray) -> Pair:
         used = np.flatnonzero(weights[0])
         mixed = np.concatenate(A[used]), np.concatenate(weights[0, used, None, None] * B[used])
     return Pair(mixed[0].astype(np.float32), mixed[1].astype(np.float32), experts.scale)
+
+
+def _bias(base: Any, name: str, layer: AdapterLayer) -> np.ndarray | None:
+    """What the output gets beside the update [O], None for nothing: ``lora_bias``, and how far a bias that
+    was trained is from the base's."""
+    parts = {part: getattr(layer.experts, part, None) for part in ("lora_bias", "module_bias")}
+    total: Any = None
+    if (own := parts["lora_bias"]) is not None:
+        total = layer.experts.scale * own.data.reshape(-1).astype(np.float64)  # type: ignore[attr-defined]
+    if (trained := parts["module_bias"]) is not None:
+        module = dict(base.named_modules()).get(name)
+        if module is None:
+            raise ValueError(
+                f"bias: expected 'none', got 'lora_only' of a base that is not here ({base.name!r}): only "
+                "beside it can the trained biases be told from its own; polymoe export has it"
+            )
+        total = (0.0 if total is None else total) + (trained.data.reshape(-1) - module.bias)
+    return None if total is None else np.asarray(total, np.float32)
 
 
 def _mix(weights: np.ndarray, bank: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 
 def write_mlx(lora: Lora, folder: PathLike) -> None:
     """Write a folder."""
+    lora.without_bias("mlx-lm's LoRA has no biases")
     r = max(pair.r for pair in lora.pairs.values())
     scale = commonest(pair.scale for pair in lora.pairs.values())
     tensors = {}

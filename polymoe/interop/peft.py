@@ -1,19 +1,11 @@
 """Adapters on disk, in the layout of Hugging Face PEFT; PEFT itself is not needed.
 
-    adapter_config.json        PEFT's fields; peft_type LORA, POLY (Poly and MHR), or POLYMOE for what PEFT
-                               lacks
-    adapter_model.safetensors  PEFT's names and shapes
+    adapter_config.json        PEFT's fields; peft_type LORA, POLY (Poly and MHR), IA3, or POLYMOE for what
+                               PEFT lacks
+    adapter_model.safetensors  PEFT's names and shapes (:mod:`polymoe.interop.peft_keys`)
     polymoe.json               what PEFT's files cannot say: parts, task names, base, format version. Written
                                last, it vouches for the weights by their SHA-256
     README.md                  a card; one that somebody wrote is left alone
-
-    here                       there, after "base_model.model." and the module's name
-    lora_A [1, r, D]           lora_A.weight (r, D)                                  LORA
-    lora_B [1, r, O]           lora_B.weight (O, r)
-    lora_A [S, r, D]           poly_lora_A (Q, S, D/Q, r)                            POLY, POLYMOE
-    lora_B [S, r, O]           poly_lora_B (Q, S, r, O/Q)
-    logits [T, Q, S]           poly_router.module_logits (T, Q*S)
-    anything else              under its own name, as it is                          POLYMOE
 
 PEFT's Poly knows no alpha, so lora_B is stored times lora_alpha where that loses no bit: for powers of two
 from 1 on. Poly with another alpha, or with rank_pattern or alpha_pattern, is POLYMOE, which PEFT refuses
@@ -31,70 +23,28 @@ from typing import Any
 import numpy as np
 
 import polymoe
-from polymoe.adapters.config import AdapterConfig
-from polymoe.adapters.inject import Adapter, inject
+from polymoe.adapters.inject import Adapter, assemble, inject
 from polymoe.adapters.methods import METHODS
 from polymoe.adapters.model import AdaptedModel
 from polymoe.files import PathLike, json_bytes, safetensors_bytes, write_files
 from polymoe.interop import peft_config
 from polymoe.interop.peft_folder import CARD, CONFIG, FORMAT_VERSION, OURS, WEIGHTS, open_folder
+from polymoe.interop.peft_keys import describe, entries, find_sites
+from polymoe.nn import Module
 
-PREFIX = "base_model.model."
 MARK = "<!-- written by polymoe; a card without this line is not overwritten -->"
-
-_LORA = {"experts.lora_A": "lora_A.weight", "experts.lora_B": "lora_B.weight"}
-_POLY = {
-    "experts.lora_A": "poly_lora_A",
-    "experts.lora_B": "poly_lora_B",
-    "router.logits": "poly_router.module_logits",
-}
-
-
-def _to_disk(key: str, array: np.ndarray, heads: int) -> np.ndarray:
-    """An array of ours as PEFT has it under this key."""
-    if key in _LORA.values():
-        return np.asarray(array[0] if key == "lora_A.weight" else array[0].T)
-    if key == "poly_router.module_logits":
-        return array.reshape(len(array), -1)
-    if key not in ("poly_lora_A", "poly_lora_B"):
-        return array
-    blocks = np.reshape(array, (*array.shape[:2], heads, -1))  # [S, r, Q, D/Q]
-    return np.transpose(blocks, (2, 0, 3, 1) if key == "poly_lora_A" else (2, 0, 1, 3))
-
-
-def _from_disk(key: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse, into an array of the given shape."""
-    if key in _LORA.values():
-        return (array if key == "lora_A.weight" else array.T)[None]
-    if key in ("poly_lora_A", "poly_lora_B"):
-        array = array.transpose((1, 3, 0, 2) if key == "poly_lora_A" else (1, 2, 0, 3))
-    return array.reshape(shape)
-
-
-def _keys(adapter: Adapter, peft_type: str) -> list[tuple[str, str, Any]]:
-    """(key in the file, PEFT's name of the parameter, parameter) of all parameters."""
-    names = _LORA if peft_type == "LORA" else _POLY
-    found = {
-        id(parameter): (f"{PREFIX}{module}.{names.get(name, name)}", names.get(name, name), parameter)
-        for module, layer in reversed(adapter.layers.items())  # a shared router is the first layer's
-        for name, parameter in layer.named_parameters()
-    }
-    return list(found.values())[::-1]
-
-
-def _folded(config: AdapterConfig, peft_type: str) -> float:
-    """What lora_B is multiplied by in the file."""
-    return config.lora_alpha if peft_type == "POLY" and config.lora_alpha is not None else 1.0
 
 
 def tensors(adapter: Adapter) -> dict[str, np.ndarray]:
     """The content of ``adapter_model.safetensors``."""
     kind = peft_config.peft_type(adapter.config)
-    fold, heads = _folded(adapter.config, kind), adapter.config.n_splits
+    fold = peft_config.folded(adapter.config, kind)
     found = {}
-    for key, name, parameter in _keys(adapter, kind):
-        array = parameter.data * parameter.data.dtype.type(fold) if name == "poly_lora_B" else parameter.data
-        found[key] = _to_disk(name, array, heads)
+    for entry in entries(adapter, kind):
+        array = entry.parameter.data
+        if entry.name == "poly_lora_B":
+            array = array * array.dtype.type(fold)
+        found[entry.key] = entry.to_disk(array)
     return found
 
 
@@ -131,7 +81,7 @@ def save_adapter(
         "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(weights).hexdigest()},
         "provenance": {**(provenance or {}), "polymoe_version": polymoe.__version__},
     }
-    config = peft_config.to_peft(adapter, name, task_type)
+    config = peft_config.to_peft(adapter, name, task_type, getattr(base, "fan_in_fan_out", False))
     files = {WEIGHTS: weights, CONFIG: json_bytes(config)}
     if not (folder / CARD).exists() or MARK in (folder / CARD).read_text(encoding="utf-8", errors="replace"):
         files[CARD] = card(adapter, name, str(config["peft_type"])).encode()
@@ -176,7 +126,7 @@ def read_adapter(
     check_base: bool = True,
     strict: bool = True,
 ) -> Adapter:
-    """The adapter in a folder that polymoe or PEFT (LORA, POLY) wrote, for ``base``.
+    """The adapter in a folder that polymoe or PEFT (LORA, POLY, IA3) wrote, for ``base``.
 
     ``tasks``: names of the tasks where the folder does not say them (PEFT's does not; task_0, task_1 ...
     without). ``check_base`` False takes an adapter that was made on other weights. ``strict`` False takes
@@ -190,10 +140,51 @@ def read_adapter(
     opened = open_folder(folder, tasks)
     if check_base:
         opened.check_base(base)
-    fold = _folded(opened.config, opened.kind) if opened.ours else 1.0
     adapter = inject(base, opened.config, opened.tasks, seed=0)
-    _fill(adapter, opened.tensors(), opened.kind, fold, opened.path / WEIGHTS, strict)
+    _fill(adapter, opened.tensors(), opened.kind, opened.fold, opened.path / WEIGHTS, strict)
     return adapter
+
+
+def read_detached(folder: PathLike, *, tasks: Iterable[str] | None = None) -> AdaptedModel:
+    """The adapter in a folder without its base, which need not be here or of a family that polymoe runs: its
+    layers have the names and widths that the file tells. It can be looked at, converted and merged, not run.
+
+    Raises as :func:`read_adapter`; ValueError for a method whose file does not tell the widths of its layers.
+    """
+    opened = open_folder(folder, tasks)
+    found, path = opened.tensors(), opened.path / WEIGHTS
+    sites = find_sites(opened.config, {key: array.shape for key, array in found.items()}, len(opened.tasks))
+    if not sites:
+        raise ValueError(
+            f"{path}: expected weights that tell the layers of the base, got {describe(sorted(found)[:3])} "
+            f"...; a {opened.config.method!r} adapter is read with its base"
+        )
+    opened.check_targets([site.name for site in sites])
+    adapter = assemble(opened.config, opened.tasks, sites)
+    _fill(adapter, found, opened.kind, opened.fold, path, strict=True)
+    model = AdaptedModel(Absent(opened.base))
+    model.hold(adapter)
+    return model
+
+
+class Absent(Module):
+    """Stands for a base that is not here: its ``name``, ``model_type`` and ``fingerprint`` are known at most;
+    whatever would run it is a ValueError."""
+
+    def __init__(self, about: Mapping[str, Any]) -> None:
+        self.name, self.model_type, self.fingerprint = (
+            about.get(key) for key in ("name", "model_type", "fingerprint")
+        )
+        self.fan_in_fan_out = bool(about.get("fan_in_fan_out"))
+
+    @property
+    def tokenizer(self) -> Any:
+        """There is none."""
+        raise ValueError(f"base: expected {self.name!r}, which is not here, to run texts, got none")
+
+    def __call__(self, batch: Any) -> Any:
+        """Nothing runs."""
+        return self.tokenizer
 
 
 def load_adapter(
@@ -209,25 +200,25 @@ def load_adapter(
 def _fill(
     adapter: Adapter, found: dict[str, np.ndarray], kind: str, fold: float, path: Path, strict: bool
 ) -> None:
-    keys = _keys(adapter, kind)
-    expected = {key for key, _, _ in keys}
+    places = entries(adapter, kind)
+    expected = {entry.key for entry in places}
     if found.keys() != expected:
         missing, extra = sorted(expected - found.keys()), sorted(found.keys() - expected)
         message = (
             f"{path}: expected the weights of {len(adapter.layers)} layers; "
-            f"missing: {', '.join(missing) or 'none'}; unexpected: {', '.join(extra) or 'none'}"
+            f"missing: {', '.join(missing) or 'none'}; unexpected: {describe(extra)}"
         )
         if strict or len(missing) == len(expected):
             raise ValueError(message)
         warnings.warn(message, stacklevel=4)
-    for key, name, parameter in keys:
+    for entry in places:
+        parameter, key = entry.parameter, entry.key
         if key not in found:
             parameter.data[...] = 0
             continue
-        shape = _to_disk(name, parameter.data, adapter.config.n_splits).shape
-        if found[key].shape != shape:
-            raise ValueError(f"{path}: {key}: expected shape {shape}, got {found[key].shape}")
+        if found[key].shape != entry.shape:
+            raise ValueError(f"{path}: {key}: expected shape {entry.shape}, got {found[key].shape}")
         if not np.isfinite(found[key]).all():
             raise ValueError(f"{path}: {key}: expected finite weights, got NaN or infinity")
-        array = _from_disk(name, found[key].astype(parameter.data.dtype), parameter.data.shape)
-        parameter.data[...] = array / parameter.data.dtype.type(fold) if name == "poly_lora_B" else array
+        array = entry.from_disk(found[key].astype(parameter.data.dtype))
+        parameter.data[...] = array / array.dtype.type(fold) if entry.name == "poly_lora_B" else array

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from polymoe.adapters.config import AdapterConfig
+from polymoe.adapters.targets import ALL_LINEAR, is_target
 from polymoe.batch import TaskRegistry
 from polymoe.files import PathLike, parse_safetensors, read_json
 from polymoe.interop import peft_config
@@ -24,7 +25,8 @@ PICKLE = "adapter_model.bin"
 @dataclass(frozen=True)
 class PeftFolder:
     """``kind``: peft_type. ``base``: name, model_type and fingerprint of the base it was made on, None where
-    they are not known. ``ours``: polymoe wrote it. ``data``: the content of the weights file."""
+    they are not known, and fan_in_fan_out, whether it keeps weights as [D, O] (Conv1D). ``ours``: polymoe
+    wrote it. ``data``: the content of the weights file."""
 
     path: Path
     kind: str
@@ -47,6 +49,22 @@ class PeftFolder:
                 "the same"
             )
 
+    @property
+    def fold(self) -> float:
+        """What lora_B is multiplied by in the file."""
+        return peft_config.folded(self.config, self.kind) if self.ours else 1.0
+
+    def check_targets(self, names: Iterable[str]) -> None:
+        """ValueError for layers that the configuration does not target."""
+        targets = self.config.target_modules
+        if targets is None or (isinstance(targets, str) and targets.lower() == ALL_LINEAR):
+            return
+        if strange := [name for name in names if not is_target(self.config, name)]:
+            raise ValueError(
+                f"{self.path / WEIGHTS}: expected weights of target_modules {targets!r}, "
+                f"got {', '.join(strange)}"
+            )
+
     def tensors(self) -> dict[str, np.ndarray]:
         """The weights by their names in the file."""
         return parse_safetensors(self.data, self.path / WEIGHTS)
@@ -59,7 +77,11 @@ def open_folder(folder: PathLike, tasks: Iterable[str] | None = None) -> PeftFol
     settings = _read_object(folder / CONFIG)
     kind = peft_config.check_type(settings, folder / CONFIG)
     data = _read_weights(folder)
-    base = {"name": settings.get("base_model_name_or_path"), "model_type": None, "fingerprint": None}
+    base: dict[str, Any] = {
+        "name": settings.get("base_model_name_or_path"),
+        "model_type": None,
+        "fingerprint": None,
+    }
     ours = (folder / OURS).is_file()
     if ours:
         config, registry, base = _read_ours(folder, data)
@@ -70,7 +92,13 @@ def open_folder(folder: PathLike, tasks: Iterable[str] | None = None) -> PeftFol
         registry = TaskRegistry([f"task_{i}" for i in range(n_tasks)] if tasks is None else tasks)
         if kind == "POLY" and len(registry) != n_tasks:
             raise ValueError(f"tasks: expected {n_tasks} names ({folder / CONFIG}), got {len(registry)}")
+    base["fan_in_fan_out"] = bool(settings.get("fan_in_fan_out"))
     return PeftFolder(folder, kind, settings, config, registry, base, ours, data)
+
+
+def adapters_in(folder: PathLike) -> list[str]:
+    """Names of the folders in a folder that hold an adapter: PEFT puts there what has a name of its own."""
+    return sorted(found.parent.name for found in Path(folder).glob(f"*/{CONFIG}"))
 
 
 def _read_object(path: Path) -> dict[str, Any]:

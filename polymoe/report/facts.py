@@ -38,7 +38,8 @@ def adapter_facts(model: AdaptedModel) -> dict[str, Any]:
 
 def describe_parts(facts: dict[str, Any]) -> str:
     """The parts of :func:`adapter_facts` in a line."""
-    sizes = [f"rank {facts['r']}", f"scale {facts['scale']:g}", f"mixing {facts['mixing']}"]
+    sizes = [f"rank {facts['r']}", f"scale {facts['scale']:g}"] * (facts["experts"] != "vector")
+    sizes += [f"mixing {facts['mixing']}"]
     sizes += [f"{facts['n_splits']} heads"] * (facts["n_splits"] > 1)
     sizes += [f"top {facts['top_k']}"] * (facts["top_k"] is not None)
     sizes += [f"a router for each {facts['router_granularity']}"] * (facts["router_granularity"] != "linear")

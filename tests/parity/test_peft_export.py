@@ -1,10 +1,9 @@
 """Exports, conversions and merges against PEFT: what it makes of our folders, and its merges of the same
 LoRAs."""
 
-import warnings
-
 import numpy as np
 import pytest
+from peft_side import TEXTS, from_peft, hidden, ours, torch_bert
 from real import minilm_folder
 from tiny_bert import write_bert
 from tiny_llama import write_llama
@@ -21,7 +20,6 @@ transformers = pytest.importorskip("transformers")
 OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # PEFT asks transformers by it
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings(OLD_NAME)]
 
-TEXTS = ["the cat sees a small dog", "red house", "a big blue dog walks ."]
 METHODS = {
     "lora": {"rank_pattern": {"value": 3}, "alpha_pattern": {"query": 5}},
     "lora, rsLoRA": {"use_rslora": True, "rank_pattern": {"value": 3}},
@@ -35,32 +33,6 @@ METHODS = {
 }
 
 
-def torch_bert(folder):
-    return transformers.BertModel.from_pretrained(
-        folder, attn_implementation="eager", add_pooling_layer=False, dtype=torch.float32
-    ).eval()
-
-
-def hidden(model, base, texts):
-    """Hidden states of the texts by a torch model, one text after the other [N, D]."""
-    tokens = base.tokenizer.encode(texts)
-    found = []
-    for i in range(len(texts)):
-        ids, _ = tokens.take(np.array([i]))
-        found.append(model(input_ids=torch.tensor(ids)[None]).last_hidden_state[0].detach().numpy())
-    return np.concatenate(found)
-
-
-def ours(model, texts, task):
-    """The same of an adapted model of ours."""
-    tokens = model.base.tokenizer.encode(texts)
-    token_ids, cu_seqlens = tokens.take(np.arange(len(texts)))
-    from polymoe.batch import Batch
-
-    ids = np.full(len(texts), model.tasks.id(task))
-    return np.asarray(model(Batch(cu_seqlens, token_ids, task_ids=ids)).data)
-
-
 def make(base, method, **options):
     options = {"r": 2} | options | ({} if method.startswith("t") else {"init_weights": False})
     model = adapt(base, method, ["a", "b"], **options)
@@ -69,12 +41,6 @@ def make(base, method, **options):
         if "router" in name:
             p.data[...] = rng.normal(size=p.shape)
     return model
-
-
-def from_peft(folder, path, **options):
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", category=UserWarning)  # keys that do not fit
-        return peft.PeftModel.from_pretrained(torch_bert(folder), path, **options).eval()
 
 
 @pytest.mark.parametrize("method", METHODS)
