@@ -272,7 +272,7 @@ def test_wrong_samples_are_told(tiny):
         ({"n_splits": 3, "method": "mhr"}, ValueError, "n_splits"),
         ({"epochs": -1}, ValueError, "epochs: expected an integer from 0 on, got -1"),
         ({"hidden_size": 0}, ValueError, "hidden_size: expected at least 1, got 0"),
-        ({"max_length": 8}, ValueError, r"max_length: expected None \(features have no tokens\)"),
+        ({"max_length": 8}, ValueError, "max_length: expected None over features, got 8"),
         ({"early_stopping_patience": 2}, ValueError, "validation: expected True"),
         ({"adapter_options": {"r": 2}}, TypeError, "adapter_options: expected settings out of .* got 'r'"),
         ({"training_options": {"pony": 2}}, TypeError, "training_options: expected settings out of"),

@@ -82,6 +82,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         training_options: Mapping[str, Any] | None = None,
         task_column: int | str | None = None,
         random_state: Any = None,
+        dtype: str = "float32",
         verbose: bool = False,
     ) -> None:
         self.base = base
@@ -106,6 +107,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.training_options = training_options
         self.task_column = task_column
         self.random_state = random_state
+        self.dtype = dtype
         self.verbose = verbose
 
     @property
@@ -129,7 +131,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         names = task_names(ONE_TASK if ids is None else ids, len(texts))
         config, training = adapter_config(self), training_config(self, TrainingConfig.epochs)
         tasks = make_tasks(texts, outputs, names, self.validation, training.seed)
-        base = shared_base("minilm" if self.base is None else base_name(self.base))
+        base = shared_base("minilm" if self.base is None else base_name(self.base), self.dtype)
         self.learned_, self.summary_ = train(base, tasks, self.objective, config, training, self.verbose)
         return self
 
@@ -222,7 +224,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
                 raise NotFittedError(
                     "Embedder: expected a call of fit, or an adapter, or method=None for the base alone"
                 )
-            key = (self.base, self.adapter)
+            key = (self.base, self.adapter, self.dtype)
             if getattr(self, "_loaded", (None, None))[0] != key:
                 self._loaded = (key, self._load())
             return self._loaded[1]
@@ -232,7 +234,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def _load(self) -> Learned:
         name = None if self.base is None else base_name(self.base)
         if self.adapter is None:
-            return Learned(shared_base(name or "minilm"))
+            return Learned(shared_base(name or "minilm", self.dtype))
         path = Path(self.adapter)
         if not (path / CONFIG).is_file():
             run = load_run(path, name)
@@ -240,7 +242,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         name = name or open_folder(path).base["name"]
         if name is None:
             raise ValueError(f"base: expected the name of the base ({path} does not say it), got None")
-        model = load_adapter(shared_base(name), path)
+        model = load_adapter(shared_base(name, self.dtype), path)
         return Learned(model, load_objective(model, path) if (path / SETTINGS).is_file() else None)
 
     def __sklearn_is_fitted__(self) -> bool:

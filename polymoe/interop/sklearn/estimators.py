@@ -63,6 +63,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         training_options: Mapping[str, Any] | None = None,
         task_column: int | str | None = None,
         random_state: Any = None,
+        dtype: str = "float32",
         verbose: bool = False,
     ) -> None:
         self.base = base
@@ -86,6 +87,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         self.training_options = training_options
         self.task_column = task_column
         self.random_state = random_state
+        self.dtype = dtype
         self.verbose = verbose
 
     @property
@@ -98,8 +100,10 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
     def _fit(self, X: Any, y: Any, task_ids: Any) -> Any:
         """Train on checked samples."""
         over_features = self.base == FEATURES
-        if over_features and self.max_length is not None:
-            raise ValueError(f"max_length: expected None (features have no tokens), got {self.max_length!r}")
+        if over_features:
+            for name, usual in (("max_length", None), ("dtype", "float32")):
+                if (value := getattr(self, name)) != usual:
+                    raise ValueError(f"{name}: expected {usual!r} over features, got {value!r}")
         config = adapter_config(self)
         training = training_config(self, EPOCHS if over_features else TrainingConfig.epochs)
         samples, y, names = self._samples(X, y, task_ids, fitting=True)
@@ -109,7 +113,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
             base.tokenizer = Table(samples)
             texts = [str(row) for row in range(len(samples))]
         else:
-            base, texts = shared_base(base_name(self.base)), samples
+            base, texts = shared_base(base_name(self.base), self.dtype), samples
         tasks = make_tasks(texts, outputs, names, self.validation, training.seed)
         self.learned_, self.summary_ = train(base, tasks, self.objective, config, training, self.verbose)
         if over_features:
@@ -194,6 +198,7 @@ class PolymoeClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         adapter_options, training_options: further settings of the adapter and the trainer, by name.
         task_column: position, or name, of a column of X that says the task of each sample.
         random_state: of initial values, order and noise.
+        dtype: of the frozen weights of a model of texts, "float32" or "bfloat16".
         verbose: show progress.
 
     Attributes:

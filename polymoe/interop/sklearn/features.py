@@ -25,6 +25,7 @@ class Features(Module):
 
     name = "features"
     model_type = "features"
+    weight_dtype = "float32"
     default_target_modules = ("dense",)
 
     def __init__(self, mean: np.ndarray, scale: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:

@@ -39,9 +39,9 @@ NEVER = 10**9
 
 
 @lru_cache(maxsize=1)
-def shared_base(name: str) -> Any:
+def shared_base(name: str, dtype: str = "float32") -> Any:
     """The base of that name; the last one stays loaded, for a search fits many estimators over one."""
-    return load_base(name)
+    return load_base(name, dtype)
 
 
 @dataclass
@@ -76,9 +76,8 @@ class Learned:
     def __getstate__(self) -> dict[str, Any]:
         adapted = isinstance(self.model, AdaptedModel)
         base, objective = self.model.base if adapted else self.model, self.objective
-        state: dict[str, Any] = {
-            "base": base if isinstance(base, Features) else (base.name, base.fingerprint)
-        }
+        reference = base if isinstance(base, Features) else (base.name, base.weight_dtype, base.fingerprint)
+        state: dict[str, Any] = {"base": reference}
         if adapted:
             state["config"], state["tasks"] = self.model.config.to_dict(), self.tasks
             state["parameters"] = _values(self.model.adapter_parameters())
@@ -89,8 +88,8 @@ class Learned:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.model, self.objective = state["base"], None
         if not isinstance(self.model, Features):
-            name, fingerprint = self.model
-            self.model = shared_base(name)
+            name, dtype, fingerprint = self.model
+            self.model = shared_base(name, dtype)
             if self.model.fingerprint != fingerprint:
                 raise ValueError(f"base: expected the {name!r} that it was trained on, got another")
         if "config" in state:
