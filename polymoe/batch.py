@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from html import escape
 from typing import Any, Literal
 
 import numpy as np
@@ -138,6 +139,10 @@ class TaskRegistry:
 
     def __hash__(self) -> int:
         return hash(self.names)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{i}</td><td>{escape(name)}</td></tr>" for i, name in enumerate(self.names))
+        return f"<table><thead><tr><th>id</th><th>task</th></tr></thead><tbody>{rows}</tbody></table>"
 
     def __repr__(self) -> str:
         return f"TaskRegistry({list(self.names)})"

@@ -38,6 +38,11 @@ class Adapter(Module):
         """The parameters by name, for instance ``encoder.layer.0.attention.self.query.experts.lora_A``."""
         return [(name.removeprefix("layers."), p) for name, p in self.named_parameters()]
 
+    def _repr_html_(self) -> str:
+        from polymoe.report.notebook import adapter_fragment  # looks at adapters, as it does at models
+
+        return adapter_fragment(self)
+
     def __repr__(self) -> str:
         c = self.config
         sizes = [f"method={c.method}", f"r={c.r}", f"mixing={c.mixing}", f"tasks={list(self.tasks.names)}"]

@@ -237,6 +237,11 @@ class AdaptedModel(Module):
         self._check_new(adapter_name)
         self.hold(read_adapter(self.base, folder, **options), adapter_name)
 
+    def _repr_html_(self) -> str:
+        from polymoe.report.notebook import model_fragment  # looks at models, and is not needed to use them
+
+        return model_fragment(self)
+
     def extra_repr(self) -> str:
         """The adapter in use."""
         return f"active_adapter={self._active!r}" + (", disabled" if self._disabled else "")

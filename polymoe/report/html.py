@@ -70,7 +70,7 @@ def fragment(inspection: Inspection) -> str:
     parts.append(sections.complaints(inspection, ""))
     if inspection.routes and inspection.statistics is not None:
         parts += [sections.mean_weights(inspection.statistics), sections.nearest(inspection.statistics)]
-    return _styled("".join(parts))
+    return styled("".join(parts))
 
 
 def statistics_fragment(statistics: RoutingStatistics) -> str:
@@ -78,7 +78,7 @@ def statistics_fragment(statistics: RoutingStatistics) -> str:
     means = {name.replace("_", " "): two(value) for name, value in statistics.summary().items()}
     heading = f"<h3>{escape(statistics.method)}, router {escape(statistics.router)}</h3>"
     tables = sections.mean_weights(statistics) + sections.nearest(statistics)
-    return _styled(heading + describe_list(means) + tables)
+    return styled(heading + describe_list(means) + tables)
 
 
 def write_page(path: PathLike, inspections: Sequence[Inspection], *, overwrite: bool = False) -> Path:
@@ -105,7 +105,8 @@ def check_target(path: Path, overwrite: bool = False) -> None:
                 )
 
 
-def _styled(content: str) -> str:
+def styled(content: str) -> str:
+    """A piece of HTML with the style of the page."""
     return f'<style>{_asset("page.css")}</style><div class="polymoe">{content}</div>'
 
 

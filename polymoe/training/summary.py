@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from polymoe.training.trainer import Trainer
 
 
-def summarize_run(trainer: Trainer, evaluation: Evaluation | None, split: str) -> dict[str, Any]:
+class Summary(dict[str, Any]):
+    """What ``summary.json`` holds; a notebook shows the metrics of each task."""
+
+    def _repr_html_(self) -> str:
+        from polymoe.report.notebook import summary_fragment  # looks at runs, and is not needed to make them
+
+        return summary_fragment(self)
+
+
+def summarize_run(trainer: Trainer, evaluation: Evaluation | None, split: str) -> Summary:
     """The summary of a finished run; ``evaluation`` is that of ``split`` with the best weights.
 
     ``train_seconds`` are those of the steps alone, and ``tokens_per_second`` goes by them; tokens count no
@@ -26,28 +35,30 @@ def summarize_run(trainer: Trainer, evaluation: Evaluation | None, split: str) -
     """
     state = trainer.state
     counts = [s.counts() for s in (trainer.train_split, trainer.valid_split, trainer.test_split)]
-    return {
-        "steps": state.step,
-        "epochs": round(trainer.epoch, 4),
-        "best_step": state.step if state.best_step is None else state.best_step,
-        "stopped_early": state.step < trainer.total_steps,
-        "train_seconds": state.train_seconds,
-        "evaluation_seconds": state.evaluation_seconds,
-        "examples": state.examples,
-        "real_tokens": state.tokens,
-        "tokens_per_second": state.tokens / max(state.train_seconds, 1e-9),
-        "peak_rss_bytes": peak_rss_bytes(),
-        "trainable_parameters": trainer.n_trainable,
-        "truncated_texts": {n: sum(c[n].truncated for c in counts if n in c) for n in trainer.data},
-        "empty_texts": {n: sum(c[n].empty for c in counts if n in c) for n in trainer.data},
-        "dtype": trainer.model.base.weight_dtype,
-        "objective": trainer.objective.name,
-        "evaluated_split": split,
-        "evaluation": evaluation,
-        "evaluation_before": state.zero_shot,
-        "validation": state.validation,
-        "versions": versions(),
-    }
+    return Summary(
+        {
+            "steps": state.step,
+            "epochs": round(trainer.epoch, 4),
+            "best_step": state.step if state.best_step is None else state.best_step,
+            "stopped_early": state.step < trainer.total_steps,
+            "train_seconds": state.train_seconds,
+            "evaluation_seconds": state.evaluation_seconds,
+            "examples": state.examples,
+            "real_tokens": state.tokens,
+            "tokens_per_second": state.tokens / max(state.train_seconds, 1e-9),
+            "peak_rss_bytes": peak_rss_bytes(),
+            "trainable_parameters": trainer.n_trainable,
+            "truncated_texts": {n: sum(c[n].truncated for c in counts if n in c) for n in trainer.data},
+            "empty_texts": {n: sum(c[n].empty for c in counts if n in c) for n in trainer.data},
+            "dtype": trainer.model.base.weight_dtype,
+            "objective": trainer.objective.name,
+            "evaluated_split": split,
+            "evaluation": evaluation,
+            "evaluation_before": state.zero_shot,
+            "validation": state.validation,
+            "versions": versions(),
+        }
+    )
 
 
 def default_recipe(trainer: Trainer, data: Any) -> dict[str, Any]:
