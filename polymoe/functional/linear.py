@@ -115,6 +115,13 @@ class PackedWeight:
         width = self.panels.shape[2]
         return self.panels[ids // width, :, ids % width]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
+        """Itself: it never changes, so copies of a model share it."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedWeight, (self.unpack(),)
+
     def __repr__(self) -> str:
         return f"PackedWeight(shape={self.shape}, dtype={self.dtype})"
 
