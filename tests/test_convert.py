@@ -242,6 +242,11 @@ METHODS = [
     ("linear", {}),
     ("ties", {"density": 0.6}),
     ("dare", {"density": 0.7}),
+    ("dare_ties", {"density": 0.7}),
+    ("magnitude_prune", {"density": 0.7}),
+    ("ties_svd", {"density": 0.7, "rank": 4}),
+    ("dare_svd", {"density": 0.7}),
+    ("magnitude_prune_svd", {"density": 0.9}),
 ]
 
 
@@ -302,7 +307,18 @@ def test_a_norm_of_nearly_nothing_keeps_its_digits():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"method": "sum"}, "method: expected one of linear, cat, svd, ties, dare, got 'sum'"),
+        (
+            {"method": "sum"},
+            r"method: expected one of cat, svd, linear, ties, .*, magnitude_prune_svd, got 'sum'",
+        ),
+        ({"method": "linear_svd"}, "method: expected one of"),
+        ({"method": "ties_svd", "rank": 2}, r"density: expected a share in"),
+        ({"method": "dare_ties", "rank": 2, "density": 0.5}, "rank: expected None"),
+        ({"method": "linear", "sign": "frequency"}, "sign: expected 'total'"),
+        (
+            {"method": "ties", "density": 0.5, "sign": "most"},
+            "sign: expected 'total' or 'frequency', got 'most'",
+        ),
         ({"weights": [1.0]}, "weights: expected 2, one for each adapter, got 1"),
         ({"weights": [1.0, float("nan")]}, "weights: expected finite numbers"),
         ({"method": "linear", "rank": 3}, "rank: expected None"),

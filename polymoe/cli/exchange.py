@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from rich.table import Table
@@ -77,11 +78,14 @@ class Merge:
     weights: tuple[float, ...] | None = None
     """One for each; 1 by default."""
     method: str = "cat"
-    """cat (exact), svd (the best of a rank), linear, ties, dare."""
+    """cat (exact), svd (the best of a rank), linear, magnitude_prune, ties, dare_linear (or dare), dare_ties;
+    all but linear also with _svd behind, on the updates instead of their factors."""
     rank: int | None = None
-    """Rank of svd; the largest of the given by default."""
+    """Rank of svd and whatever ends in it; the largest of the given by default."""
     density: float | None = None
-    """Share of the entries that ties and dare keep."""
+    """Share of the entries that ties, dare and magnitude_prune keep."""
+    sign: Literal["total", "frequency"] = "total"
+    """Which sign the entries of ties must have: that of their sum, or that most of them have."""
     seed: int = 0
     """Of dare."""
     overwrite: bool = False
@@ -152,6 +156,7 @@ def merge(argv: Sequence[str]) -> None:
         options.method,
         rank=options.rank,
         density=options.density,
+        sign=options.sign,
         seed=options.seed,
     )
     put_folder(Path(options.output), merged.lora.save, options.overwrite)

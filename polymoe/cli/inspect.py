@@ -143,7 +143,8 @@ def _texts(options: Inspect, recipe: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _show_parts(console: Console, path: str, parts: dict[str, Any]) -> None:
-    say(f"{path}: {parts['method']} on {parts['base'] or 'an unnamed base'}, {parts['parameters']:,} parameters")
+    base = parts["base"] or "an unnamed base"
+    say(f"{path}: {parts['method']} on {base}, {parts['parameters']:,} parameters")
     say(describe_parts(parts))
     if parts["tasks"]:
         say(f"tasks: {', '.join(parts['tasks'])}")
