@@ -6,11 +6,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from polymoe.tape import Node, current_tape, data_of
+
+
+class Source(NamedTuple):
+    """What an encoder reads of each example: ``token_ids`` [M] int64, those of example b from
+    ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``, [B+1] int64."""
+
+    token_ids: np.ndarray
+    cu_seqlens: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,9 @@ class Batch:
     :class:`Routings`. ``prompt_lengths`` [B] int64: how many of an example's first tokens were given, where a
     model learns to write the rest; routers that read an example read these alone, as they will when the rest
     is not written yet (None: all). ``cache``: a :class:`~polymoe.models.cache.KeyValueCache` of the tokens
-    before these, when a text is written token by token.
+    before these, when a text is written token by token. ``source``: where a model has an encoder beside its
+    decoder, what the encoder reads; all else here is the decoder's (None: there is no encoder, or it has
+    read, and the cache knows).
     """
 
     cu_seqlens: np.ndarray
@@ -41,6 +51,7 @@ class Batch:
     routings: Routings | None = None
     prompt_lengths: np.ndarray | None = None
     cache: Any = None
+    source: Source | None = None
 
     @property
     def n_examples(self) -> int:
@@ -51,6 +62,26 @@ class Batch:
     def n_tokens(self) -> int:
         """N."""
         return int(self.cu_seqlens[-1])
+
+    @property
+    def n_read(self) -> int:
+        """N and the tokens of the source."""
+        return self.n_tokens + (0 if self.source is None else len(self.source.token_ids))
+
+    @cached_property
+    def source_batch(self) -> Batch | None:
+        """The same examples as the encoder has them: its tokens are the source's."""
+        if self.source is None:
+            return None
+        return replace(
+            self,
+            token_ids=self.source.token_ids,
+            cu_seqlens=self.source.cu_seqlens,
+            targets=None,
+            prompt_lengths=None,
+            cache=None,
+            source=None,
+        )
 
     @property
     def random_ids(self) -> np.ndarray:
@@ -155,7 +186,7 @@ class Routing:
     ``axis`` says what a row is: a group of examples (``adapter_ids`` [B] says which group an example belongs
     to), an example, or a token. ``weights``: [rows, Q, S] dense, or [rows, K] beside the ``ids`` [rows, K] of
     the experts that are used; None with axis "group" means that group g is expert g itself. ``aux`` is the
-    router's auxiliary loss.
+    router's auxiliary loss. ``cu_seqlens`` [B+1]: where the tokens of each example start, with axis "token".
     """
 
     axis: Literal["group", "example", "token"]
@@ -163,6 +194,7 @@ class Routing:
     ids: np.ndarray | None = None
     adapter_ids: np.ndarray | None = None
     aux: Node | None = None
+    cu_seqlens: np.ndarray | None = None
 
     def take(self, examples: np.ndarray) -> Routing:
         """That of some of the examples, in that order; an example may come several times."""

@@ -179,7 +179,7 @@ def test_weights_that_do_not_fit_name_the_folder(tmp_path):
     with pytest.raises(ValueError, match=rf"^{tmp_path}: weights: .* missing embeddings\.LayerNorm\.bias"):
         load_base(write_bert(tmp_path, state=state))
     with pytest.raises(ValueError, match=rf"^{tmp_path}: model_type: expected one of \['bert', "):
-        load_base(write_bert(tmp_path, model_type="t5", state=state))
+        load_base(write_bert(tmp_path, model_type="gpt2", state=state))
     integers = tiny_state(tiny_config()) | {"embeddings.LayerNorm.bias": np.zeros(24, np.int64)}
     with pytest.raises(TypeError, match=rf"^{tmp_path}: embeddings\.LayerNorm\.bias: .* int64"):
         load_base(write_bert(tmp_path, state=integers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class AdapterLayer(Module):
             routing = self.router(batch, x)
             if routing.aux is not None:
                 tape.auxiliary(routing.aux)
-            return routing
+            return replace(routing, cu_seqlens=batch.cu_seqlens) if routing.axis == "token" else routing
 
         if batch.routings is None:
             return decide()

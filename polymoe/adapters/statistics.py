@@ -2,7 +2,7 @@
 
 router_statistics(adapter)              by task, read without any text
 sums = RoutingSums(adapter, n_rows)     by what texts are routed to: after each forward
-sums.add(batch.routings, batch.cu_seqlens, rows)
+sums.add(batch.routings, rows)
 sums.statistics()
 """
 
@@ -156,7 +156,7 @@ def router_statistics(adapter: Adapter) -> list[RouterStatistics]:
     finally:
         adapter.train(training)
     sums = RoutingSums(adapter, n_rows)
-    sums.add(routings, batch.cu_seqlens, rows)
+    sums.add(routings, rows)
     return sums.statistics()
 
 
@@ -179,19 +179,19 @@ class RoutingSums:
         self.sites, self.n_rows = router_sites(adapter), n_rows
         self._sums: dict[str, tuple[np.ndarray, ...]] = {}
 
-    def add(self, routings: Mapping[str, Routing], cu_seqlens: np.ndarray, rows: np.ndarray) -> None:
+    def add(self, routings: Mapping[str, Routing], rows: np.ndarray) -> None:
         """What one forward decided; ``rows`` [B] int64 says which row an example belongs to."""
-        n_examples = len(cu_seqlens) - 1
         for name, routing in routings.items():
             weights = dense_weights(routing, self.sites[name].n_experts).astype(np.float64, copy=False)
             chosen = _chosen(routing, weights)
             entropy, owners = measures.entropy(weights), rows
             if routing.axis == "group":
                 groups = routing.adapter_ids
-                groups = np.zeros(n_examples, np.int64) if groups is None else groups
+                groups = np.zeros(len(rows), np.int64) if groups is None else groups
                 weights, chosen, entropy = weights[groups], chosen[groups], entropy[groups]
             elif routing.axis == "token":
-                owners = np.repeat(rows, np.diff(cu_seqlens))
+                assert routing.cu_seqlens is not None
+                owners = np.repeat(rows, np.diff(routing.cu_seqlens))
             found = tuple(self._by_row(owners, x) for x in (np.ones(len(owners)), weights, chosen, entropy))
             before = self._sums.get(name)
             self._sums[name] = found if before is None else tuple(map(np.add, before, found))

@@ -101,14 +101,20 @@ class Encoded(NamedTuple):
 
 
 def encode_prompts(
-    prompts: Sequence[Prompt], tokenizer: Tokenizer, rooms: Sequence[int], begin: bool = True
+    prompts: Sequence[Prompt],
+    tokenizer: Tokenizer,
+    rooms: Sequence[int],
+    begin: bool = True,
+    end: bool = False,
 ) -> list[Encoded]:
     """The tokens of each prompt, at most ``rooms[i]`` of them.
 
     Where they are more, the input loses its last tokens, so that what stands around it stays; where that is
-    not enough, the prompt loses its first. ``begin``: with the tokens that begin every text, which stay.
+    not enough, the prompt loses its first. ``begin``, ``end``: with the tokens that begin, or end, every
+    text, which stay.
     """
     before = tokenizer.before.tolist() if begin else []
+    after = tokenizer.after.tolist() if end else []
     result = []
     for first in range(0, len(prompts), CHUNK):
         chunk = prompts[first : first + CHUNK]
@@ -116,14 +122,15 @@ def encode_prompts(
             [tokenizer.prefix + p.text for p in chunk], add_special_tokens=False
         )
         for prompt, encoding, room in zip(chunk, encodings, rooms[first : first + CHUNK], strict=True):
-            ids, over = encoding.ids, len(before) + len(encoding.ids) - room
+            room -= len(before) + len(after)
+            ids, over = encoding.ids, len(encoding.ids) - room
             if over > 0:
-                start, end = (x + len(tokenizer.prefix) for x in prompt[1:])
-                inside = [i for i, (a, b) in enumerate(encoding.offsets) if start <= a < b <= end]
+                low, high = (x + len(tokenizer.prefix) for x in prompt[1:])
+                inside = [i for i, (a, b) in enumerate(encoding.offsets) if low <= a < b <= high]
                 dropped = set(inside[max(len(inside) - over, 0) :])
                 ids = [token for i, token in enumerate(ids) if i not in dropped]
-                ids = ids[max(len(before) + len(ids) - room, 0) :]
-            result.append(Encoded(np.array(before + ids, np.int32), max(over, 0)))
+                ids = ids[max(len(ids) - room, 0) :]
+            result.append(Encoded(np.array(before + ids + after, np.int32), max(over, 0)))
     return result
 
 

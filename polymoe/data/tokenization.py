@@ -129,11 +129,11 @@ class Tokenizer:
         kept = np.minimum(lengths, room) + len(self.before) + len(self.after)
         return Tokens(ids, np.concatenate([[0], np.cumsum(kept)]), lengths > room, empty)
 
-    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts that something will follow: with the tokens that begin a text, without those that end
-        one, uncut."""
-        before = self.before.tolist()
-        return [before + content for content in self._content(texts)]
+    def prompts(self, texts: Sequence[str], whole: bool = False) -> list[list[int]]:
+        """Ids of texts that something will follow, uncut: with the tokens that begin a text, and with those
+        that end one where they are ``whole``, texts of their own."""
+        before, after = self.before.tolist(), self.after.tolist() if whole else []
+        return [before + content + after for content in self._content(texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids, special tokens left out."""

@@ -10,8 +10,11 @@ from polymoe.models.llama import Llama
 from polymoe.models.llama_config import LlamaConfig
 from polymoe.models.loading import load_base
 from polymoe.models.search import GenerationConfig
+from polymoe.models.t5 import T5
+from polymoe.models.t5_config import T5Config
 
 __all__ = [
+    "T5",
     "Base",
     "Bert",
     "BertConfig",
@@ -19,6 +22,7 @@ __all__ = [
     "GenerationConfig",
     "Llama",
     "LlamaConfig",
+    "T5Config",
     "generate",
     "load_base",
 ]

@@ -2,9 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+
+class SourceCache:
+    """Keys and values, layer by layer, of what an encoder has read: made once, met by every token of the
+    texts that grow from it.
+
+    ``cu_seqlens`` [S+1]: where the rows of each source start. ``owners`` [B], never falling: which source
+    each text has; texts that part share one, so that nothing is copied.
+    """
+
+    def __init__(self, cu_seqlens: np.ndarray) -> None:
+        self.cu_seqlens = cu_seqlens
+        self.owners = np.arange(len(cu_seqlens) - 1)
+        self._layers: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
+
+    def once(
+        self, layer: Any, make: Callable[[], tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Keys and values of a layer, which ``make()`` makes the first time."""
+        if layer not in self._layers:
+            self._layers[layer] = make()
+        return self._layers[layer]
+
+    def queries(self, cu_seqlens: np.ndarray) -> np.ndarray:
+        """Where the tokens of each source's texts start, [S+1], of where those of each text do, [B+1]."""
+        sizes = np.bincount(self.owners, np.diff(cu_seqlens), len(self.cu_seqlens) - 1)
+        return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+    def take(self, texts: np.ndarray) -> SourceCache:
+        """For some of the texts, in that order."""
+        owners = self.owners[texts]
+        if (np.diff(owners) >= 0).all():
+            taken = SourceCache(self.cu_seqlens)
+            taken.owners, taken._layers = owners, self._layers
+            return taken
+        lengths = np.diff(self.cu_seqlens)[owners]
+        taken = SourceCache(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        rows = _rows(self.cu_seqlens[owners], lengths)
+        taken._layers = {layer: (k[rows], v[rows]) for layer, (k, v) in self._layers.items()}
+        return taken
 
 
 class KeyValueCache:
@@ -13,8 +54,11 @@ class KeyValueCache:
 
     ``rooms`` [B]: how many tokens each text may come to. ``cu_seqlens`` [B+1] says where its rows start. A
     forward with a batch that carries the cache puts the keys and values of the batch's tokens behind those
-    that are here, in every layer, and then :meth:`advance` counts them.
+    that are here, in every layer, and then :meth:`advance` counts them. ``sources``: of what an encoder has
+    read, where there is one.
     """
+
+    sources: SourceCache | None = None
 
     def __init__(self, rooms: Any) -> None:
         self.cu_seqlens = np.concatenate([[0], np.cumsum(rooms)]).astype(np.int64)
@@ -53,11 +97,9 @@ class KeyValueCache:
             return self
         taken = KeyValueCache(np.diff(self.cu_seqlens)[texts])
         taken.lengths = self.lengths[texts]
-        within = np.arange(taken.lengths.sum()) - np.repeat(
-            np.cumsum(taken.lengths) - taken.lengths, taken.lengths
-        )
-        here = within + np.repeat(self.cu_seqlens[:-1][texts], taken.lengths)
-        there = within + np.repeat(taken.cu_seqlens[:-1], taken.lengths)
+        taken.sources = None if self.sources is None else self.sources.take(texts)
+        here = _rows(self.cu_seqlens[:-1][texts], taken.lengths)
+        there = _rows(taken.cu_seqlens[:-1], taken.lengths)
         for layer, arrays in self._layers.items():
             copies = []
             for array in arrays:
@@ -66,3 +108,10 @@ class KeyValueCache:
                 copies.append(copy)
             taken._layers[layer] = copies[0], copies[1]
         return taken
+
+
+def _rows(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """``lengths[i]`` rows from ``starts[i]`` on, for each i in turn."""
+    before = np.cumsum(lengths) - lengths
+    rows: np.ndarray = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+    return rows

@@ -54,8 +54,9 @@ def generate(
 
     Args:
         model: a base with a head over its vocabulary, or an :class:`~polymoe.adapters.AdaptedModel` on one.
-        prompts: texts (one is a list of one), or the token ids of each. A prompt loses its first tokens where
-            it and ``max_new_tokens`` are more than the model takes; a token that begins every text stays.
+        prompts: texts (one is a list of one), or the token ids of each (for an encoder with the one that ends
+            a text). A prompt loses its first tokens where it and ``max_new_tokens`` are more than the model
+            takes (an encoder: where it alone is); a token that begins every text stays.
         task: name or id of the task, of all prompts or of each; needed where the adapter goes by task.
         config: how the texts go on, ``options`` being fields of it.
         batch_tokens: tokens that the prompts of a batch and their texts may come to together.
@@ -157,8 +158,7 @@ def _run(
     writers: Sequence[_Writer],
 ) -> None:
     """One batch of prompts, until all their searches are done."""
-    rooms = np.array([len(p) + w.config.max_new_tokens for p, w in zip(prompts, writers, strict=True)])
-    batch = start_batch(attach, prompts, task_ids, rooms)
+    batch = start_batch(base, attach, prompts, task_ids, [w.config.max_new_tokens for w in writers])
     logits = _logits(base, base(batch), batch)
     live = [writer.search for writer in writers]
     while live:
@@ -192,12 +192,18 @@ def parts_of(model: Any, task: Any, n: int) -> tuple[Any, Callable[[Batch], Batc
 
 
 def start_batch(
-    attach: Callable[[Batch], Batch], prompts: Sequence[np.ndarray], task_ids: np.ndarray | None, rooms: Any
+    base: Any,
+    attach: Callable[[Batch], Batch],
+    prompts: Sequence[np.ndarray],
+    task_ids: np.ndarray | None,
+    n_new: Any,
 ) -> Batch:
-    """The batch of some prompts, token ids each, with a cache where each text may come to ``rooms`` [B]
+    """The batch of some prompts, token ids each, with a cache where each text may grow by ``n_new`` [B]
     tokens."""
     cu_seqlens = np.concatenate([[0], np.cumsum([len(p) for p in prompts])]).astype(np.int64)
-    return attach(Batch(cu_seqlens, np.concatenate(prompts), task_ids, cache=KeyValueCache(rooms)))
+    batch = base.begin(Batch(cu_seqlens, np.concatenate(prompts), task_ids))
+    cache = KeyValueCache(np.diff(batch.cu_seqlens) + np.asarray(n_new))
+    return attach(replace(batch, cache=cache))
 
 
 def next_batch(batch: Batch, parents: np.ndarray, tokens: Any, cu_seqlens: Any = None) -> Batch:
@@ -211,6 +217,7 @@ def next_batch(batch: Batch, parents: np.ndarray, tokens: Any, cu_seqlens: Any =
         example_ids=None,
         routings=None if batch.routings is None else batch.routings.take(parents),
         cache=batch.cache.take(parents),
+        source=None,
     )
 
 
@@ -225,7 +232,7 @@ def _logits(base: Any, hidden: np.ndarray, batch: Batch) -> np.ndarray:
 
 def _tokens(base: Any, prompts: Sequence[Any], n_new: int) -> tuple[list[np.ndarray], np.ndarray]:
     """The tokens of each prompt, cut to leave room for ``n_new``, and how many each has lost."""
-    most = base.max_length - n_new
+    most = base.prompt_room(base.max_length, n_new)
     begin = np.empty(0, np.int64) if base.tokenizer is None else base.tokenizer.before.astype(np.int64)
     if most <= len(begin):
         raise ValueError(
@@ -235,7 +242,7 @@ def _tokens(base: Any, prompts: Sequence[Any], n_new: int) -> tuple[list[np.ndar
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     if texts and base.tokenizer is None:
         raise ValueError("tokenizer: expected one to write on from texts, got None")
-    encoded = iter(base.tokenizer.prompts(texts) if texts else ())
+    encoded = iter(base.tokenizer.prompts(texts, base.encoder_decoder) if texts else ())
     result, cut = [], np.zeros(len(prompts), np.int64)
     for i, prompt in enumerate(prompts):
         tokens = np.asarray(next(encoded) if isinstance(prompt, str) else prompt)

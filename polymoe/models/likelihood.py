@@ -36,17 +36,16 @@ def likelihoods(
         if not len(prompt) or not all(len(c) for c in own):
             raise ValueError(f"prompts, candidates: expected at least one token in each, got none in {i}")
     longest = np.array([max((len(c) for c in own), default=1) for own in choices])
-    rooms = np.array([len(p) for p in tokens]) + longest
     results: list[np.ndarray] = [np.empty(0)] * len(tokens)
     training = model.training
     model.eval()
     try:
-        costs = rooms * np.array([max(len(own), 1) for own in choices])
+        lengths = np.array([len(p) for p in tokens]) + longest
+        costs = lengths * np.array([max(len(own), 1) for own in choices])
         with batch_invariant():
             for some in cut_batches(np.argsort(costs, kind="stable"), costs, max_tokens=batch_tokens):
-                batch = start_batch(
-                    attach, [tokens[i] for i in some], None if ids is None else ids[some], rooms[some]
-                )
+                task_ids = None if ids is None else ids[some]
+                batch = start_batch(base, attach, [tokens[i] for i in some], task_ids, longest[some])
                 last = np.asarray(base(batch))[batch.cu_seqlens[1:] - 1]
                 parents = np.repeat(np.arange(len(some)), [len(choices[i]) for i in some])
                 texts = [text for i in some for text in choices[i]]

@@ -22,6 +22,9 @@ from polymoe.models.gguf import read_gguf
 from polymoe.models.llama import Llama
 from polymoe.models.llama_config import MODEL_TYPES, LlamaConfig
 from polymoe.models.sentence import read_json, read_sentence_settings
+from polymoe.models.t5 import T5
+from polymoe.models.t5_config import MODEL_TYPES as T5_TYPES
+from polymoe.models.t5_config import T5Config
 from polymoe.models.weights import read_weights
 
 MODEL_PACKAGES = {  # name -> package, what pip calls it, where the model lies in it
@@ -127,20 +130,38 @@ def _bert(folder: Path, config: Mapping[str, Any], name: str, dtype: Any) -> Ber
 
 def _llama(folder: Path, config: Mapping[str, Any], name: str, dtype: Any) -> Llama:
     sizes = LlamaConfig.from_dict(config)
-    tokenizer = _read_tokenizer(folder, sizes)
-    generation = folder / "generation_config.json"
-    ends = (read_json(generation) if generation.is_file() else {}).get(
-        "eos_token_id", config.get("eos_token_id")
-    )
-    ends = () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
+    tokenizer, ends = _read_tokenizer(folder, sizes), _ends(_generation(folder, config))
     return Llama.from_state(
         sizes, read_weights(folder), dtype, tokenizer=tokenizer, name=name, eos_token_ids=ends
     )
 
 
+def _t5(folder: Path, config: Mapping[str, Any], name: str, dtype: Any) -> T5:
+    settings = _generation(folder, config)
+    sizes, ends = T5Config.from_dict(settings), _ends(settings)
+    tokenizer = _read_tokenizer(folder, sizes)
+    return T5.from_state(
+        sizes, read_weights(folder), dtype, tokenizer=tokenizer, name=name, eos_token_ids=ends
+    )
+
+
+def _generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration, where generation_config.json says which tokens begin and end a text."""
+    path = folder / "generation_config.json"
+    says = read_json(path) if path.is_file() else {}
+    own = {name: says[name] for name in ("eos_token_id", "decoder_start_token_id") if name in says}
+    return {**config, **own}
+
+
+def _ends(config: Mapping[str, Any]) -> tuple[int, ...]:
+    ends = config.get("eos_token_id")
+    return () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
+
+
 FAMILIES: dict[str, Callable[[Path, Mapping[str, Any], str, Any], Base]] = {
     "bert": _bert,
     **dict.fromkeys(MODEL_TYPES, _llama),
+    **dict.fromkeys(T5_TYPES, _t5),
 }
 
 
@@ -150,8 +171,16 @@ def _from_gguf(path: Path, name: str, dtype: Any) -> Llama:
     return Llama.from_state(config, state, dtype, tokenizer=tokenizer, name=name, eos_token_ids=ends)
 
 
-def _read_tokenizer(folder: Path, sizes: BertConfig | LlamaConfig, limit: int | None = None) -> Tokenizer:
+def _read_tokenizer(
+    folder: Path, sizes: BertConfig | LlamaConfig | T5Config, limit: int | None = None
+) -> Tokenizer:
     """The folder's tokenizer, which cuts to what the folder says, and never beyond the model's context."""
+    pieces = [name for name in ("spiece.model", "tokenizer.model") if (folder / name).is_file()]
+    if pieces and not (folder / "tokenizer.json").is_file():
+        raise FileNotFoundError(
+            f"{folder / 'tokenizer.json'}: expected the tokenizer's file, got {pieces[0]} alone: write it "
+            "with transformers, AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
     path = folder / "tokenizer_config.json"
     settings = read_json(path) if path.is_file() else {}
     if limit is None:

@@ -142,7 +142,7 @@ def routing_statistics(
             owners = rows[indices]
             task_ids = None if ids is None else ids[owners]
             model(Batch(cu_seqlens, token_ids, task_ids, routings=routings))
-            sums.add(routings, cu_seqlens, owners)
+            sums.add(routings, owners)
     finally:
         model.train(training)
     if not (statistics := sums.statistics()):

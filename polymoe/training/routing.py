@@ -60,7 +60,7 @@ class RoutingWatch(Callback):
         if self.watches and trainer.step and batch.routings and batch.task_ids is not None:
             if self.sums is None:
                 self.sums = RoutingSums(self.adapter, len(self.adapter.tasks))
-            self.sums.add(batch.routings, batch.cu_seqlens, batch.task_ids)
+            self.sums.add(batch.routings, batch.task_ids)
 
     def on_evaluate(self, trainer: Trainer, split: str, evaluation: Evaluation) -> None:
         """The line, and the warnings."""

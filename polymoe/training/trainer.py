@@ -173,7 +173,7 @@ class Trainer:
             entry[1] += w
         if tape.losses:
             state.window_auxiliary = (state.window_auxiliary or 0.0) + n * auxiliary
-        state.tokens += batch.n_tokens
+        state.tokens += batch.n_read
         state.examples += len(indices)
         state.micro_step += 1
         state.window_batches += 1

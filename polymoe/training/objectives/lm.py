@@ -89,7 +89,8 @@ class Lm(Objective):
 
     Prompt and target are encoded apart, so that what is learnt is what is met when a text is written. Of a
     text that is too long the prompt is cut (:func:`polymoe.data.prompts.encode_prompts`), and the target only
-    where it is more than half of what the base takes. Evaluated by what is written (exact match, ROUGE),
+    where it is more than half of what the base takes; a base with an encoder has room for each of them, and
+    the prompt ends as its texts do. Evaluated by what is written (exact match, ROUGE),
     where outputs are a set of labels also by which of them is likeliest (accuracy: the mean log probability
     of a label's tokens, the ending one too), and by the loss, which selects the best step unless the
     configuration says otherwise.
@@ -165,7 +166,7 @@ class Lm(Objective):
         for example, target in zip(examples, targets, strict=True):
             if not target:
                 raise ValueError(f"{example.where}: output: expected text (the base ends no text), got none")
-        rooms = [most - len(target) for target in targets]
+        rooms = [model.base.prompt_room(most, len(target)) for target in targets]
         prompts = self._prompts(model, [e.input for e in examples], [e.task for e in examples], rooms)
         pieces = [piece for p, t in zip(prompts, targets, strict=True) for piece in (p.ids, t)]
         lengths = np.array([len(piece) for piece in pieces], np.int64).reshape(-1, 2)
@@ -187,7 +188,8 @@ class Lm(Objective):
     def _prompts(self, model: Any, texts: Sequence[str], names: Sequence[str], rooms: Sequence[int]) -> Any:
         template = self._template(model)
         made = [template.prompt(t, self.contexts[name]) for t, name in zip(texts, names, strict=True)]
-        encoded = encode_prompts(made, self.tokenizer(model), rooms, begin=template.chat is None)
+        begin, end = template.chat is None, model.base.encoder_decoder
+        encoded = encode_prompts(made, self.tokenizer(model), rooms, begin, end)
         for text, prompt in zip(texts, encoded, strict=True):
             if not len(prompt.ids):
                 raise ValueError(f"input: expected at least one token in a prompt, got {text!r}")
@@ -207,16 +209,19 @@ class Lm(Objective):
     def batch(self, model: Any, split: EncodedSplit, indices: np.ndarray, seed: int, step: int) -> Batch:
         """Targets are tokens, and the rows that they come after."""
         assert isinstance(split, LmSplit)
-        batch, n_prompt = split.batch(indices, seed=seed, step=step), split.prompt_lengths[indices]
-        assert batch.token_ids is not None
-        counts = np.diff(batch.cu_seqlens) - n_prompt
-        offsets = np.concatenate([[0], np.cumsum(counts)])
-        rows = np.arange(offsets[-1]) + np.repeat(batch.cu_seqlens[:-1] + n_prompt - offsets[:-1], counts)
-        weights = None
+        batch = replace(
+            split.batch(indices, seed=seed, step=step), prompt_lengths=split.prompt_lengths[indices]
+        )
+        prompt, starts = batch.prompt
+        assert batch.token_ids is not None and prompt is not None
+        offsets = batch.cu_seqlens - starts
+        counts, weights = np.diff(offsets), None
         if self.options.loss_mean == "example":
             weights = np.repeat(1 / counts, counts).astype(model.base.dtype)
-        targets = Targets(rows - 1, batch.token_ids[rows], weights, offsets)
-        return replace(batch, targets=targets, prompt_lengths=n_prompt)
+        tokens = np.delete(batch.token_ids, prompt)
+        follows: Batch
+        follows, rows = model.base.follow(batch)
+        return replace(follows, targets=Targets(rows, tokens, weights, offsets))
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Cross entropy of the targets."""
@@ -238,7 +243,8 @@ class Lm(Objective):
         ``options`` are its."""
         names = self._names(texts, task)
         n_new = options.setdefault("max_new_tokens", self.options.max_new_tokens)
-        room = min(self.tokenizer(model).max_length - 1, model.base.max_length - n_new)
+        most = self.tokenizer(model).max_length
+        room = min(model.base.prompt_room(most, 1), model.base.prompt_room(model.base.max_length, n_new))
         encoded = self._prompts(model, texts, names, [room] * len(texts))
         written = generate(model, [p.ids for p in encoded], names, **options)
         return [
@@ -269,7 +275,7 @@ class Lm(Objective):
                 model,
                 [texts[i] for i in ranked],
                 [names[i] for i in ranked],
-                [room - longest[i] for i in ranked],
+                [model.base.prompt_room(room, longest[i]) for i in ranked],
             )
             scores = likelihoods(
                 model,
@@ -332,7 +338,7 @@ class Lm(Objective):
         if (own := self.labels[task]) is not None:
             targets = self._targets(model, own)
             prompts = split.prompts()[part]
-            most = model.base.max_length - max(map(len, targets))
+            most = model.base.prompt_room(model.base.max_length, max(map(len, targets)))
             means = likelihoods(model, [p[-most:] for p in prompts], [targets] * len(examples), task)
             chosen = [own[int(mean.argmax())] for mean in means]
             expected = [c if c in e.outputs else e.output for e, c in zip(examples, chosen, strict=True)]

@@ -1,0 +1,263 @@
+"""The T5 family against transformers and PEFT: random models that transformers saved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_t5 import tiny_tokenizer
+
+from polymoe import tape
+from polymoe.adapters import adapt
+from polymoe.batch import Batch, Source
+from polymoe.models import T5, T5Config, generate, load_base
+from polymoe.training.objectives import Lm
+from polymoe.training.objectives.lm import Targets
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # PEFT asks transformers by it
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings(OLD_NAME)]
+
+SOURCES = [7, 200, 1, 50, 12]
+TARGETS = [5, 150, 1, 2, 20]
+SIZES = {
+    "vocab_size": 300, "d_model": 48, "d_kv": 10, "d_ff": 80, "num_layers": 3, "num_decoder_layers": 2,
+    "num_heads": 4, "decoder_start_token_id": 0,
+}  # fmt: skip
+V11 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+MODELS = {  # "own head": one that differs from the table
+    "v1.0": ("T5", {}),
+    "v1.1": ("T5", V11 | {"own head": True}),
+    "lm-adapted": ("T5", V11 | {"own head": True, "num_layers": 1}),
+    "flan-t5": ("T5", V11 | {"own head": True, "relative_attention_num_buckets": 12, "d_kv": 16}),
+    "v1.1 tied by its writer": ("T5", V11),
+    "mt5": ("MT5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "own head": True}),
+    "silu": ("T5", {"feed_forward_proj": "gated-silu", "relative_attention_max_distance": 40}),
+}
+RNG = np.random.default_rng(5)
+IDS = [RNG.integers(2, 300, sum(lengths)) for lengths in (SOURCES, TARGETS)]
+MASKS = [np.arange(max(lengths)) < np.array(lengths)[:, None] for lengths in (SOURCES, TARGETS)]
+PROMPTS = [[5, 9, 11, 1], [7, 1], [6, 6, 19, 8, 30, 31, 5, 44, 1], [12, 40, 1]]
+
+
+def save(folder: Path, kind: str, dtype: Any = torch.float32, shards: bool = False, **more: Any) -> Any:
+    """A random model of transformers, its norms and biases random too, in a folder with a tokenizer."""
+    family, fields = MODELS[kind]
+    own = "own head" in fields
+    torch.manual_seed(1)
+    config = getattr(transformers, family + "Config")(
+        **SIZES | {n: v for n, v in fields.items() if n != "own head"} | more
+    )
+    model = getattr(transformers, family + "ForConditionalGeneration")(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "layer_norm" in name:
+                parameter.normal_(1, 0.3)
+            elif "relative_attention_bias" in name:
+                parameter.normal_(0, 1)
+        if own:
+            model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) / 7)
+    model.to(dtype).save_pretrained(folder, **({"max_shard_size": "40KB"} if shards else {}))
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    return model
+
+
+def from_torch(folder: Path) -> Any:
+    return transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def batch(**fields: Any) -> Batch:
+    cu_seqlens = [np.cumsum([0, *lengths]) for lengths in (SOURCES, TARGETS)]
+    return Batch(cu_seqlens[1], IDS[1], source=Source(IDS[0], cu_seqlens[0]), **fields)
+
+
+def padded(packed: np.ndarray, mask: np.ndarray) -> Any:
+    """[N] -> [B, L]"""
+    out = np.zeros(mask.shape, packed.dtype)
+    out[mask] = packed
+    return torch.tensor(out)
+
+
+def their_logits(model: Any, **given: Any) -> Any:
+    """[N, V]"""
+    source, target = (padded(ids, mask) for ids, mask in zip(IDS, MASKS, strict=True))
+    masked = {"attention_mask": torch.tensor(MASKS[0]).long()}
+    out = model(input_ids=source, decoder_input_ids=target, **masked, **given).logits
+    return out[torch.tensor(MASKS[1])]
+
+
+def off(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest difference, in units of the largest value where that is above 1."""
+    return float(np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_logits_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
+    save(tmp_path, kind)
+    base: Any = load_base(tmp_path)
+    with torch.inference_mode():
+        expected = their_logits(from_torch(tmp_path)).numpy()
+    assert expected.std() > 0.1
+    assert off(base.logits(base(batch())), expected) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_shards_are_read_as_transformers_reads_them(tmp_path: Path, dtype: Any) -> None:
+    save(tmp_path, "flan-t5", dtype, shards=True)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    base: Any = load_base(tmp_path)
+    with torch.inference_mode():
+        expected = their_logits(from_torch(tmp_path)).numpy()
+    assert off(base.logits(base(batch())), expected) < 1e-5
+
+
+@pytest.mark.parametrize(("buckets", "most"), [(32, 128), (32, 100), (12, 40), (8, 20), (64, 1000), (4, 3)])
+def test_buckets_are_those_of_transformers(buckets: int, most: int) -> None:
+    config = T5Config(
+        **{n: v for n, v in SIZES.items() if n != "decoder_start_token_id"},
+        relative_attention_num_buckets=buckets, relative_attention_max_distance=most,
+    )  # fmt: skip
+    distances = torch.arange(-most, most + 1)
+    far = torch.tensor([-100 * most, 100 * most])
+    attention = transformers.models.t5.modeling_t5.T5Attention
+    for both in (True, False):
+        expected = attention._relative_position_bucket(distances, both, buckets, most).numpy()
+        np.testing.assert_array_equal(config.buckets(both), expected)
+        ends = attention._relative_position_bucket(far, both, buckets, most).numpy()
+        np.testing.assert_array_equal(config.buckets(both)[[0, -1]], ends)
+
+
+@pytest.mark.parametrize("kind", ["v1.1", "v1.0", "flan-t5"])
+@pytest.mark.parametrize("method", ["lora", "poly", "mhr"])
+def test_gradients_of_adapters_are_those_of_peft(tmp_path: Path, kind: str, method: str) -> None:
+    save(tmp_path / "base", kind)
+    base: Any = load_base(tmp_path / "base")
+    options: dict[str, Any] = {"r": 4, "lora_alpha": 8, "init_weights": False, "target_modules": "all-linear"}
+    options |= {} if method == "lora" else {"n_skills": 3, "noise": "off", "lora_alpha": None}
+    options |= {"n_splits": 2} if method == "mhr" else {}
+    model: Any = adapt(base, method, ["a", "b", "c"], seed=4, **options).train()
+    model.save_adapter(tmp_path / "adapter")
+    theirs = peft.PeftModel.from_pretrained(
+        from_torch(tmp_path / "base"), tmp_path / "adapter", is_trainable=True
+    )
+    for module in theirs.modules():
+        if type(module).__name__ == "PolyRouter":
+            module.eval()
+    tasks = np.array([2, 0, 1, 2, 0])
+    dy = np.random.default_rng(2).normal(size=(len(IDS[1]), 300)).astype(np.float32) / len(IDS[1])
+    given = {} if method == "lora" else {"task_ids": torch.tensor(tasks)}
+    logits = their_logits(theirs.base_model, **given)
+    (logits * torch.tensor(dy)).sum().backward()
+    with tape.Tape() as recorded:
+        y = base.logits(model(batch(task_ids=tasks)))
+    recorded.backward(y, dy)
+    assert off(y.data, logits.detach().numpy()) < 1e-5
+    grads = {n: p.grad.numpy() for n, p in theirs.named_parameters() if p.grad is not None}
+    layers = 3 * (7 - (kind == "v1.0")) + 2 * (11 - (kind == "v1.0"))
+    assert len(grads) == len(model.adapter_parameters()) == layers * (2 if method == "lora" else 3)
+    for name, parameter in model.adapter_parameters():
+        layer, part = name.rsplit(".", 2)[0], name.rpartition(".")[2]
+        theirs_part = {"logits": "module_logits"}.get(part, part)
+        found = [g for n, g in grads.items() if f".{layer}." in n and theirs_part in n]
+        assert len(found) == 1, name
+        expected = ours_of(part, found[0], parameter.shape)
+        error = np.linalg.norm(parameter.grad - expected) / np.linalg.norm(expected)
+        assert error < 1e-4, (name, error)
+
+
+def ours_of(part: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """An array in PEFT's layout in ours."""
+    if array.ndim == 4:
+        return array.transpose((1, 3, 0, 2) if part == "lora_A" else (1, 2, 0, 3)).reshape(shape)
+    return (array.T if part == "lora_B" else array).reshape(shape)
+
+
+def test_default_targets_are_those_of_peft() -> None:
+    theirs = peft.utils
+    lora = theirs.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING["t5"]
+    ia3 = theirs.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING["t5"]
+    feedforward = theirs.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING["t5"]
+    assert list(T5.default_target_modules) == lora
+    assert (list(T5.ia3_target_modules), list(T5.ia3_feedforward_modules)) == (ia3, feedforward)
+
+
+@pytest.mark.parametrize("kind", ["v1.1", "v1.0", "flan-t5"])
+def test_greedy_texts_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
+    save(tmp_path, kind)
+    theirs = from_torch(tmp_path)
+    texts = generate(load_base(tmp_path), PROMPTS, max_new_tokens=48)
+    for prompt, (text,) in zip(PROMPTS, texts, strict=True):
+        with torch.no_grad():
+            out = theirs.generate(torch.tensor([prompt]), max_new_tokens=48, do_sample=False, num_beams=1)
+        want = out[0, 1:].tolist()
+        for i, (a, b) in enumerate(zip(text.token_ids, want, strict=False)):
+            if a != b:  # only where the two best logits are close
+                with torch.no_grad():
+                    read = torch.tensor([[0, *want[:i]]])
+                    logits = theirs(torch.tensor([prompt]), decoder_input_ids=read).logits[0, -1]
+                best = logits.topk(2).values
+                assert float(best[0] - best[1]) < 1e-3, (i, a, b)
+                break
+        else:
+            assert len(text.token_ids) == len(want)
+
+
+@pytest.mark.parametrize(
+    ("kind", "early_stopping", "length_penalty"),
+    [("v1.1", False, 1.0), ("v1.0", False, 0.0), ("flan-t5", True, 2.0)],
+)
+def test_beams_are_those_of_transformers(
+    tmp_path: Path, kind: str, early_stopping: bool, length_penalty: float
+) -> None:
+    save(tmp_path, kind)
+    theirs = from_torch(tmp_path)
+    ends = list(range(3, 300, 4))
+    base: Any = load_base(tmp_path)
+    base.eos_token_ids = tuple(ends)
+    options = {
+        "num_beams": 4, "num_return_sequences": 3, "length_penalty": length_penalty,
+        "early_stopping": early_stopping, "max_new_tokens": 12,
+    }  # fmt: skip
+    texts = generate(base, PROMPTS, **options)
+    finishes = set()
+    for prompt, found in zip(PROMPTS, texts, strict=True):
+        with torch.no_grad():
+            out = theirs.generate(
+                torch.tensor([prompt]), do_sample=False, eos_token_id=ends, pad_token_id=2,
+                return_dict_in_generate=True, output_scores=True, **options,
+            )  # fmt: skip
+        for text, row, score in zip(found, out.sequences, out.sequences_scores, strict=True):
+            want = row[1:].tolist()
+            assert list(text.token_ids) == want[: len(text.token_ids)]
+            assert set(want[len(text.token_ids) :]) <= {2}
+            assert text.score == pytest.approx(float(score), rel=1e-4, abs=1e-5)
+            finishes.add(text.finish)
+    assert "eos" in finishes
+
+
+def test_the_loss_is_that_of_labels(tmp_path: Path) -> None:
+    save(tmp_path, "v1.1")
+    base: Any = load_base(tmp_path)
+    model = adapt(base, "poly", ["a"], r=2).eval()
+    rng = np.random.default_rng(0)
+    lengths, prompts = np.array([9, 4, 17]), np.array([5, 1, 16])
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
+    ids = rng.integers(2, 300, cu_seqlens[-1])
+    together = Batch(cu_seqlens, ids, np.zeros(3, np.int64), prompt_lengths=prompts)
+    follows, rows = base.follow(together)
+    spans = zip(cu_seqlens, cu_seqlens[1:], prompts, strict=False)
+    after = np.concatenate([ids[a + n : b] for a, b, n in spans])
+    targets = Targets(rows, after, None, np.concatenate([[0], np.cumsum(lengths - prompts)]))
+    loss = Lm().loss(model, replace(follows, targets=targets))
+    source, labels = torch.zeros(3, 16, dtype=torch.long), torch.full((3, 4), -100)
+    for i, (a, b, n) in enumerate(zip(cu_seqlens, cu_seqlens[1:], prompts, strict=False)):
+        source[i, :n], labels[i, : b - a - n] = torch.tensor(ids[a : a + n]), torch.tensor(ids[a + n : b])
+    mask = torch.arange(16)[None] < torch.tensor(prompts)[:, None]
+    with torch.no_grad():
+        want = from_torch(tmp_path)(input_ids=source, attention_mask=mask.long(), labels=labels).loss
+    assert float(tape.data_of(loss.mean)) == pytest.approx(float(want), rel=1e-5)
