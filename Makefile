@@ -80,8 +80,11 @@ neon: $(VENV)/installed        ## the tests of the operations on aarch64, in an 
 pythons:                       ## the tests of the operations on every other Python found here
 	tests/pythons.sh $(OPS) tests/test_import.py $(ARGS)
 
-bench: $(VENV)/installed       ## time the operations
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: $(VENV)-parity/installed     ## time everything, against torch + PEFT; ARGS=--quick: a minute
+	$(VENV)-parity/bin/python -m benchmarks $(ARGS)
+
+gate: $(VENV)/installed        ## fail where something has become slow
+	$(BIN)/python -m benchmarks --gate
 
 sz:                            ## lines of code, folder by folder
 	@for d in csrc csrc/*/ polymoe polymoe/*/ $(wildcard tests benchmarks examples); do \
@@ -92,4 +95,4 @@ clean:                         ## remove all that was built here
 	rm -rf $(VENV) $(VENV)-parity .neon build dist *.egg-info polymoe/*.so .*_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help demo test parity lint format types asan clang noomp base neon pythons bench sz clean
+.PHONY: help demo test parity lint format types asan clang noomp base neon pythons bench gate sz clean

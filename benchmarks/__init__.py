@@ -1,1 +1,5 @@
-"""Timings, each relative to limits measured in the same run."""
+"""Two kinds of benchmarks.
+
+``python -m benchmarks`` times operations, layers and whole training steps against limits and rivals of the
+same run. ``python -m benchmarks.methods`` and ``python -m benchmarks.accuracy`` train and compare accuracies.
+"""

@@ -1,0 +1,179 @@
+"""Whole training steps of real models with Poly adapters on every linear layer, against torch + PEFT.
+
+MiniLM at full length and on real texts of mixed lengths, which are packed here and padded there; SmolLM2.
+The limit of a step adds up its parts, each at its own roof. Memory is that of a fresh process each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import rivals
+from benchmarks.models import Ours, Peft, Texts, drawn, real_texts, same_function, takes_dtype
+from benchmarks.options import Options
+from benchmarks.timing import Candidate, Contest
+
+LARGEST = 32 << 20  # bytes: larger arrays do not move glibc's threshold
+
+
+@lru_cache(maxsize=4)
+def ours(name: str, dtype: str = "float32") -> Ours:
+    """Built once."""
+    return Ours(name, dtype)
+
+
+@lru_cache(maxsize=4)
+def peft(name: str, adapted: bool = True) -> Peft:
+    """Built once."""
+    return Peft(name, adapted)
+
+
+def contests(options: Options) -> Iterator[Contest]:
+    """MiniLM, real texts, and without ``quick`` SmolLM2; one line says which model or data is not here."""
+    B, L, most = (4, 32, 64) if options.quick else (32, 128, 256)  # most: of a real text
+    try:
+        ours("minilm")
+    except ModuleNotFoundError as error:
+        print(f"no steps: {error}")
+        return
+    yield step(options, "minilm", drawn(B, L), f"MiniLM {B} x {L}")
+    files = sorted((data_folder() / "superglue").glob("*.train.jsonl"))
+    if files:
+        batches = real_texts(ours("minilm").base, files, B, 1 if options.quick else 3, most)
+        yield real(options, batches, f"MiniLM, real texts, {len(batches)} x {B}")
+    else:
+        print(f"no real texts at {data_folder()} (POLYMOE_DATA)")
+    if not options.quick:
+        try:
+            ours("smollm2")
+        except ModuleNotFoundError as error:
+            print(f"no SmolLM2: {error}")
+            return
+        yield step(options, "smollm2", drawn(8, 128), "SmolLM2 8 x 128")
+
+
+def data_folder() -> Path:
+    """Where real tasks are."""
+    return Path(os.environ.get("POLYMOE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def step(options: Options, name: str, texts: Texts, what: str) -> Contest:
+    """One batch."""
+    dy = None
+    if name == "minilm":
+        shape = (len(texts.task_ids), ours(name).base.hidden_size)
+        dy = np.random.default_rng(1).standard_normal(shape, np.float32)
+    work, tokens = ours(name).work(texts), float(texts.cu_seqlens[-1])
+    flops = work.frozen + work.rest
+    shared: dict[str, Any] = {"flops": flops, "tokens": tokens}
+    candidates = [Candidate("polymoe", partial(ours(name), texts, dy), least=work.least("float32"), **shared)]
+    if name == "minilm":
+        assert dy is not None
+        candidates.append(Candidate("polymoe frozen base", partial(ours(name).frozen, texts, dy)))
+        candidates[0] = candidates[0]._replace(bare="polymoe frozen base")
+    bf16 = "polymoe"
+    if takes_dtype():
+        bf16 = "polymoe bf16"
+        run = partial(ours(name, "bfloat16"), texts, dy)
+        candidates.append(Candidate(bf16, run, dtype="bfloat16", least=work.least("bfloat16"), **shared))
+    if options.torch:
+        limits = {d: work.least(d) for d in ("float32", "bfloat16")}
+        for memory, before in _memory():
+            fp32 = partial(peft(name), texts, dy)
+            candidates.append(
+                Candidate(f"PEFT{memory}", fp32, before=before, least=limits["float32"], **shared)
+            )
+        for memory, before in _memory() if not options.quick else _memory()[-1:]:
+            half = partial(peft(name), texts, dy, bf16=True)
+            candidates.append(
+                Candidate(f"PEFT bf16 autocast{memory}", half, against=bf16, dtype="bfloat16",
+                          before=before, least=limits["bfloat16"], **shared)
+            )  # fmt: skip
+        if name == "minilm":
+            base = partial(peft(name, False), texts, dy)
+            candidates.append(Candidate("torch frozen base", base, before=_memory()[-1][1]))
+    return Contest("steps", what, candidates, partial(_check, options, name, texts, dy))
+
+
+def real(options: Options, batches: list[Texts], what: str) -> Contest:
+    """Batches of mixed lengths: tokens a second count real tokens alone."""
+    width = ours("minilm").base.hidden_size
+    dys = [np.random.default_rng(1).standard_normal((len(t.task_ids), width), np.float32) for t in batches]
+    tokens = float(sum(t.cu_seqlens[-1] for t in batches))
+    works = [ours("minilm").work(t) for t in batches]
+    flops = sum(w.frozen + w.rest for w in works)
+
+    def all_of(run: Callable[..., Any], **more: Any) -> Callable[[], None]:
+        def each() -> None:
+            for texts, dy in zip(batches, dys, strict=True):
+                run(texts, dy, **more)
+
+        return each
+
+    def least(dtype: str) -> Callable[..., float]:
+        return lambda limits, isa: sum(w.least(dtype)(limits, isa) for w in works)
+
+    shared: dict[str, Any] = {"flops": flops, "tokens": tokens}
+    candidates = [Candidate("polymoe", all_of(ours("minilm")), least=least("float32"), **shared)]
+    if takes_dtype():
+        run = all_of(ours("minilm", "bfloat16"))
+        candidates.append(Candidate("polymoe bf16", run, dtype="bfloat16", least=least("bfloat16"), **shared))
+    if options.torch:
+        run, before = all_of(peft("minilm")), _memory()[-1][1]
+        candidates.append(Candidate("PEFT, padded", run, before=before, least=least("float32"), **shared))
+        run = all_of(peft("minilm"), bf16=True)
+        against = "polymoe bf16" if takes_dtype() else "polymoe"
+        candidates.append(
+            Candidate("PEFT bf16 autocast, padded", run, against=against, dtype="bfloat16", before=before,
+                      least=least("bfloat16"), **shared)
+        )  # fmt: skip
+    return Contest("steps", what, candidates, partial(_check, options, "minilm", batches[0], dys[0]))
+
+
+def _memory() -> list[tuple[str, Callable[[], None] | None]]:
+    return (
+        [(" stock", rivals.stock(LARGEST)), (" tuned", rivals.tuned)] if rivals.can_tune() else [("", None)]
+    )
+
+
+def _check(options: Options, name: str, texts: Texts, dy: np.ndarray | None) -> None:
+    """The base computes what torch's does; adapters and noise of a step are compared in the tests."""
+    ours(name)(texts, dy)
+    if options.torch:
+        error = same_function(name, ours(name), peft(name), texts)
+        assert error < 1e-3, f"{name} is off by {error:.2g} of its largest value: not timed"
+
+
+def resident(options: Options) -> list[dict[str, Any]]:
+    """Peak memory of a few steps in a fresh process, for each side and model."""
+    found = []
+    for name, B, L in (("minilm", 32, 128), ("smollm2", 8, 128)):
+        sides = ["polymoe"] + ["polymoe-bf16"] * takes_dtype() + ["peft"] * options.torch
+        for side in sides:
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.memory",
+                side,
+                name,
+                str(B),
+                str(L),
+                str(options.threads),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                print(f"no memory of {side} {name}: {done.stderr.strip().splitlines()[-1]}")
+                continue
+            found.append(
+                {"who": side, "what": f"{name} {B} x {L}", **json.loads(done.stdout.splitlines()[-1])}
+            )
+    return found
