@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from benchmarks import rivals
 from benchmarks.options import Options
-from benchmarks.products import packed_bf16
-from benchmarks.timing import Candidate, Contest, close, same_bits
+from benchmarks.timing import Candidate, Contest, Work, close, same_bits
 from polymoe import _core
 from polymoe import functional as F
 from polymoe import reference as R
@@ -157,7 +157,7 @@ def contest(options: Options, shape: Shape) -> Contest:
     """The frozen layer, ours at every rank, PEFT's."""
     layers = {r: Layer(shape, r) for r in shape.ranks}
     first = next(iter(layers.values()))
-    packed, half = F.PackedWeight(first.weight), packed_bf16(first.weight)
+    packed, half = (F.PackedWeight(first.weight, dtype=dtype) for dtype in (np.float32, ml_dtypes.bfloat16))
     n, D, O = len(first.x), shape.D, shape.O
     frozen, moved = 4.0 * n * D * O, 4.0 * (3 * n * D + 2 * n * O + 2 * D * O)
     candidates = [Candidate("polymoe frozen", first.frozen(packed), frozen, moved)]
@@ -172,11 +172,18 @@ def contest(options: Options, shape: Shape) -> Contest:
     work = (frozen + layer.adapter_flops, moved)
     candidates.append(Candidate(f"{ours} +16 B", layer.poly(packed, 16), *work, against=ours))
     candidates.append(Candidate(f"polymoe LoRA r={r}", layer.lora(packed), *work, bare="polymoe frozen"))
-    if half is not None:
-        candidates += [
-            Candidate("polymoe bf16 frozen", first.frozen(half), frozen, moved, dtype="bfloat16"),
-            Candidate(f"polymoe bf16 r={r}", layer.poly(half), bare="polymoe bf16 frozen", against=ours),
-        ]
+    candidates += [
+        Candidate("polymoe bf16 frozen", first.frozen(half), frozen, moved, dtype="bfloat16"),
+        Candidate(
+            f"polymoe bf16 r={r}",
+            layer.poly(half),
+            *work,
+            bare="polymoe bf16 frozen",
+            against=ours,
+            dtype="bfloat16",
+            least=Work(frozen, layer.adapter_flops).least("bfloat16"),
+        ),  # fmt: skip
+    ]
     if options.torch:
         candidates += peft(layer, ours, f"polymoe LoRA r={r}", work, frozen)
     return Contest(

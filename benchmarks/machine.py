@@ -23,7 +23,7 @@ MISLEADING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
 PEAK_ROUNDS = 300_000  # about a millisecond
 READ_BYTES = 1 << 26  # of one probe of a cache
-BF16_OVER_FP32 = 2.0  # a dot product of pairs does two multiply-adds in each lane, as often as one is done
+PAIRS = 2.0  # multiply-adds that a product of bfloat16 pairs does in the time of one
 PRIVATE = ("L1", "L2")  # caches that each thread has for itself
 PACKAGES = ("polymoe", "numpy", "torch", "transformers", "peft", "threadpoolctl")
 Clock = Callable[[], float]
@@ -175,7 +175,7 @@ class Roofs:
         for isa in isas:
             _core.set_isa(isa)
             peaks[isa, "float32"] = max(self._rate(partial(_core.peak, PEAK_ROUNDS)) for _ in range(tries))
-            peaks[isa, "bfloat16"] = BF16_OVER_FP32 * peaks[isa, "float32"]
+            peaks[isa, "bfloat16"] = peaks[isa, "float32"] * (PAIRS if isa.endswith("bf16") else 1)
         _core.set_isa(before)
         return Limits(peaks, max(self._read(self.array, 1) for _ in range(tries)))
 

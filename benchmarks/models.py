@@ -8,16 +8,14 @@ the base is off, as for any frozen base. Random weights of the adapters are not 
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from benchmarks import rivals
-from benchmarks.machine import Limits
+from benchmarks.timing import Work
 from polymoe import tape
 from polymoe.adapters import adapt
 from polymoe.batch import Batch
@@ -52,37 +50,12 @@ def drawn(B: int, L: int, seed: int = 0) -> Texts:
     return Texts(ids, np.arange(B + 1) * L, np.arange(B) % TASKS)
 
 
-class Work(NamedTuple):
-    """What a step has to do: flops of frozen products, all other flops, bytes of what stands between."""
-
-    frozen: float
-    rest: float
-    bytes: float
-
-    def least(self, dtype: str) -> Callable[[Limits, str], float]:
-        """Seconds at the limits: each part at its own, frozen products in ``dtype``."""
-
-        def seconds(limits: Limits, isa: str) -> float:
-            peaks = limits.peaks
-            return (
-                self.frozen / peaks[isa, dtype] + self.rest / peaks[isa, "float32"] + self.bytes / limits.dram
-            )
-
-        return seconds
-
-
-def takes_dtype() -> bool:
-    """Whether a base can be loaded in bfloat16."""
-    return "dtype" in inspect.signature(load_base).parameters
-
-
 class Ours:
     """Our step."""
 
     def __init__(self, name: str, dtype: str = "float32", **options: Any) -> None:
         self.name = name
-        given = {} if dtype == "float32" else {"dtype": ml_dtypes.bfloat16}
-        self.base: Any = load_base(name, **given)
+        self.base: Any = load_base(name, dtype)
         self.model = adapt(
             self.base,
             "poly",

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import rivals
-from benchmarks.models import Ours, Peft, Texts, drawn, real_texts, same_function, takes_dtype
+from benchmarks.models import Ours, Peft, Texts, drawn, real_texts, same_function
 from benchmarks.options import Options
 from benchmarks.timing import Candidate, Contest
 
@@ -80,11 +80,10 @@ def step(options: Options, name: str, texts: Texts, what: str) -> Contest:
         assert dy is not None
         candidates.append(Candidate("polymoe frozen base", partial(ours(name).frozen, texts, dy)))
         candidates[0] = candidates[0]._replace(bare="polymoe frozen base")
-    bf16 = "polymoe"
-    if takes_dtype():
-        bf16 = "polymoe bf16"
-        run = partial(ours(name, "bfloat16"), texts, dy)
-        candidates.append(Candidate(bf16, run, dtype="bfloat16", least=work.least("bfloat16"), **shared))
+    half = partial(ours(name, "bfloat16"), texts, dy)
+    candidates.append(
+        Candidate("polymoe bf16", half, dtype="bfloat16", least=work.least("bfloat16"), **shared)
+    )
     if options.torch:
         limits = {d: work.least(d) for d in ("float32", "bfloat16")}
         for memory, before in _memory():
@@ -95,7 +94,7 @@ def step(options: Options, name: str, texts: Texts, what: str) -> Contest:
         for memory, before in _memory() if not options.quick else _memory()[-1:]:
             half = partial(peft(name), texts, dy, bf16=True)
             candidates.append(
-                Candidate(f"PEFT bf16 autocast{memory}", half, against=bf16, dtype="bfloat16",
+                Candidate(f"PEFT bf16 autocast{memory}", half, against="polymoe bf16", dtype="bfloat16",
                           before=before, least=limits["bfloat16"], **shared)
             )  # fmt: skip
         if name == "minilm":
@@ -124,16 +123,14 @@ def real(options: Options, batches: list[Texts], what: str) -> Contest:
 
     shared: dict[str, Any] = {"flops": flops, "tokens": tokens}
     candidates = [Candidate("polymoe", all_of(ours("minilm")), least=least("float32"), **shared)]
-    if takes_dtype():
-        run = all_of(ours("minilm", "bfloat16"))
-        candidates.append(Candidate("polymoe bf16", run, dtype="bfloat16", least=least("bfloat16"), **shared))
+    half = all_of(ours("minilm", "bfloat16"))
+    candidates.append(Candidate("polymoe bf16", half, dtype="bfloat16", least=least("bfloat16"), **shared))
     if options.torch:
         run, before = all_of(peft("minilm")), _memory()[-1][1]
         candidates.append(Candidate("PEFT, padded", run, before=before, least=least("float32"), **shared))
         run = all_of(peft("minilm"), bf16=True)
-        against = "polymoe bf16" if takes_dtype() else "polymoe"
         candidates.append(
-            Candidate("PEFT bf16 autocast, padded", run, against=against, dtype="bfloat16", before=before,
+            Candidate("PEFT bf16 autocast, padded", run, against="polymoe bf16", dtype="bfloat16", before=before,
                       least=least("bfloat16"), **shared)
         )  # fmt: skip
     return Contest("steps", what, candidates, partial(_check, options, "minilm", batches[0], dys[0]))
@@ -157,7 +154,7 @@ def resident(options: Options) -> list[dict[str, Any]]:
     """Peak memory of a few steps in a fresh process, for each side and model."""
     found = []
     for name, B, L in (("minilm", 32, 128), ("smollm2", 8, 128)):
-        sides = ["polymoe"] + ["polymoe-bf16"] * takes_dtype() + ["peft"] * options.torch
+        sides = ["polymoe", "polymoe-bf16", *["peft"] * options.torch]
         for side in sides:
             command = [
                 sys.executable,

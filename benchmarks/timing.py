@@ -40,6 +40,25 @@ class Candidate(NamedTuple):
     label: str | None = None  # in the plots
 
 
+class Work(NamedTuple):
+    """What has to be done: flops of frozen products, all other flops, bytes that are moved beside them."""
+
+    frozen: float
+    rest: float
+    bytes: float = 0.0
+
+    def least(self, dtype: str) -> Callable[[Limits, str], float]:
+        """Seconds at the limits: each part at its own, frozen products in ``dtype``."""
+
+        def seconds(limits: Limits, isa: str) -> float:
+            peaks = limits.peaks
+            return (
+                self.frozen / peaks[isa, dtype] + self.rest / peaks[isa, "float32"] + self.bytes / limits.dram
+            )
+
+        return seconds
+
+
 class Contest(NamedTuple):
     """Candidates that are compared with each other. ``check`` raises AssertionError where one is wrong."""
 
