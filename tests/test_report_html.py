@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -177,9 +178,11 @@ def test_a_router_by_task_shows_a_text_as_weights_of_each_router(small):
     assert not read.tags("button")
 
 
-def test_a_large_adapter_stays_below_a_megabyte():
+def test_a_large_adapter_stays_below_a_megabyte_and_two_seconds():
     found = Inspection("large", FACTS, invented(100, 36, 32))
+    started = time.process_time()
     html = page([found])
+    assert time.process_time() - started < 2  # seconds; a quarter of it is usual
     assert len(html.encode()) < 1_100_000
     (carried,) = Reader(html).data()
     assert len(carried["views"]) == 37
