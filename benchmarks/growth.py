@@ -38,7 +38,9 @@ def contests(options: Options) -> Iterator[Contest]:
     if len(counts) > 1:
         layer = make("tokens", B * L, B)
         run = layer.poly(packed(layer))
-        yield series("threads", counts, [partial(on, n, options.threads, run) for n in counts], [layer] * 2)
+        yield series(
+            "threads", counts, [partial(on, n, options.threads, run) for n in counts], [layer] * len(counts)
+        )
 
 
 def make(name: str, value: int, B: int) -> Layer:
@@ -65,7 +67,7 @@ def series(
     """One candidate for each point."""
     candidates = [
         Candidate(str(value), run, flops=4.0 * len(layer.x) * D * D + layer.adapter_flops)
-        for value, run, layer in zip(values, runs, [*layers, *layers[-1:] * len(values)], strict=False)
+        for value, run, layer in zip(values, runs, layers, strict=True)
     ]
     return Contest("growth", name, candidates, lambda: layers[0].check(packed(layers[0])))
 

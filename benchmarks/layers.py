@@ -48,6 +48,7 @@ SHAPES = (
     Shape(32, 8, 384, 384, (8,)),
 )
 QUICK = (Shape(8, 128, 384, 384, (4, 8, 16, 64)), Shape(4, 128, 768, 768, (16,)))
+BF16_TOLERANCE = 2e-2  # of the largest value
 Run = Callable[[], tuple[Any, ...]]
 
 
@@ -182,13 +183,17 @@ def contest(options: Options, shape: Shape) -> Contest:
             against=ours,
             dtype="bfloat16",
             least=Work(frozen, layer.adapter_flops).least("bfloat16"),
-        ),  # fmt: skip
+        ),
     ]
     if options.torch:
         candidates += peft(layer, ours, f"polymoe LoRA r={r}", work, frozen)
-    return Contest(
-        "layers", str(shape), candidates, lambda: [layer.check(packed) for layer in layers.values()]
-    )
+
+    def check() -> None:
+        for each in layers.values():
+            each.check(packed)
+        layer.check(half, BF16_TOLERANCE)
+
+    return Contest("layers", str(shape), candidates, check)
 
 
 def peft(layer: Layer, ours: str, lora: str, work: tuple[float, float], frozen: float) -> Iterator[Candidate]:

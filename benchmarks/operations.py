@@ -36,10 +36,16 @@ def table() -> Any:
 
 def contests(options: Options) -> Iterator[Contest]:
     """One for each large case; with ``quick`` the largest of each operation."""
-    cases = sorted((case for case in table().CASES if case.big), key=lambda case: case.flops + case.bytes)
-    for case in {case.op: case for case in cases}.values() if options.quick else cases:
+    cases = [case for case in table().CASES if case.big]
+    for case in largest() if options.quick else cases:
         yield contest(case)
     yield calls()
+
+
+def largest() -> list[Any]:
+    """The largest case of each operation."""
+    cases = sorted((case for case in table().CASES if case.big), key=lambda case: case.flops + case.bytes)
+    return list({case.op: case for case in cases}.values())
 
 
 def contest(case: Any) -> Contest:

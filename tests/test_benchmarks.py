@@ -7,23 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from package_of_benchmarks import benchmark
 from training_base import base_folder, classes
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def methods():
-    """The module benchmarks.methods; the source tree stays off the path."""
+    """The module benchmarks.methods."""
     pytest.importorskip("sklearn")
-    if "benchmarks" not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            "benchmarks", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
-        )
-        package = importlib.util.module_from_spec(spec)
-        sys.modules["benchmarks"] = package
-        spec.loader.exec_module(package)
-    return importlib.import_module("benchmarks.methods")
+    return benchmark("methods")
 
 
 @pytest.fixture
