@@ -13,6 +13,7 @@ import torch
 from polymoe.functional import PackedWeight
 from polymoe.models.bert import Bert
 from polymoe.models.bert_config import BertConfig
+from polymoe.models.build import digest_of
 from polymoe.models.llama import Llama
 from polymoe.models.llama_config import MODEL_TYPES, LlamaConfig
 from polymoe.nn import Linear
@@ -146,7 +147,7 @@ class TorchBase:
             if (array := self._array(name, state)) is None:
                 return None
             digest.update(name.encode() + b"\0")
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(digest_of(array))
         return digest.hexdigest()
 
     def _array(self, name: str, state: Mapping[str, torch.Tensor]) -> np.ndarray | None:
