@@ -13,7 +13,7 @@ import pytest
 import tiny_t5
 from cases import lengths_to_cu_seqlens
 from test_cli import call, write_tasks
-from test_methods import VARIANTS
+from test_methods import FEED_FORWARD, TYPES, VARIANTS
 from test_methods_invariance import adapted
 from training_base import classes, texts
 
@@ -29,7 +29,6 @@ from polymoe.training.objectives import Lm
 
 PROMPTS = [[5, 9, 11, 1], [7, 1], [6, 6, 19, 8, 30, 31, 5, 44, 1], [12, 40, 1]]
 TASK_IDS = np.array([2, 0, 1, 0])
-VARIANTS = {name: fields for name, fields in VARIANTS.items() if "n_skills_pattern" not in fields}  # BERT's
 
 
 @cache
@@ -40,9 +39,23 @@ def base() -> T5:
     return T5.from_state(sizes, state, tokenizer=tokenizer, eos_token_ids=(1,))
 
 
+DENSE = {"target_modules": r".*\.DenseReluDense"}
+EVERYWHERE = {  # in both stacks: feed-forwards, and routers that layers share
+    "alter all": TYPES | DENSE,
+    "smear all feed-forwards": {
+        "target_modules": r".*\.DenseReluDense",
+        **FEED_FORWARD,
+        "experts": "bottleneck",
+    },
+    "smear by block": {"router_granularity": "block", "target_modules": ["q", "k", "v"]},
+    "orchmoe by model": {"router_granularity": "model", "target_modules": ["q", "k", "v", "wi_0"]},
+}
+VARIANTS = {n: v for n, v in VARIANTS.items() if "n_skills_pattern" not in v} | EVERYWHERE  # that is BERT's
+
+
 @cache
 def model(variant: str) -> Any:
-    return adapted(base(), variant, 0.0).eval()
+    return adapted(base(), variant, 0.0, VARIANTS).eval()
 
 
 def greedy(which: Any, *args: Any, **options: Any) -> list[tuple[int, ...]]:

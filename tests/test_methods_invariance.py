@@ -73,14 +73,14 @@ def model(variant: str, dropout: float = 0.0) -> Any:
     return adapted(Bert.from_state(BertConfig.from_dict(config), tiny_state(config)), variant, dropout)
 
 
-def adapted(base: Any, variant: str, dropout: float) -> Any:
+def adapted(base: Any, variant: str, dropout: float, variants: Any = VARIANTS) -> Any:
     """Every parameter random, so that nothing is 0 and no two experts are alike."""
     method = variant.split()[0]
-    config = configure(method, **VARIANTS[variant])
+    config = configure(method, **variants[variant])
     fields = {"target_modules": EXPERTS[config.experts].usual_targets}
     if config.experts in LOW_RANK:  # others have no dropout
         fields["lora_dropout"] = dropout
-    made = adapt(base, method, TASKS, **fields | VARIANTS[variant])
+    made = adapt(base, method, TASKS, **fields | variants[variant])
     rng = np.random.default_rng(1)
     for _, p in made.adapter_parameters():
         p.data += 0.1 * rng.normal(size=p.shape).astype(np.float32)

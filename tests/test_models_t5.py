@@ -112,7 +112,8 @@ def test_a_batch_without_a_source_is_read_and_the_decoder_stands_at_its_start():
     batch = dataclasses.replace(batch, token_ids=np.zeros(3, np.int64))
     read = Batch(batch.source.cu_seqlens, batch.source.token_ids)
     np.testing.assert_array_equal(base(read), base(batch))
-    states = base.encoder(read)
+    np.testing.assert_array_equal(base.embed(read), base(read))
+    states, base.pooling = base.encoder(read), "mean"
     means = [part.mean(0) for part in np.split(states, [4, 13])]
     np.testing.assert_allclose(base.embed(read), means, rtol=1e-5, atol=1e-6)
 
@@ -240,6 +241,17 @@ def test_a_folder_is_read_in_every_dtype_and_in_shards(tmp_path, dtype, toleranc
     assert tokens.ids[-1] == 1
     assert base.tokenizer.decode(tokens.ids) == "the cat 1984"
     assert base.encode(["the cat", "a"]).shape == (2, 24)
+
+
+def test_weights_in_bfloat16_compute_nearly_the_same(tmp_path):
+    folder = write_t5(tmp_path)
+    batch, base = make_batch(), load_base(folder)
+    half = load_base(folder, "bfloat16")
+    assert (half.weight_dtype, half.dtype) == ("bfloat16", np.float32)
+    logits, expected = half.logits(half(batch)), base.logits(base(batch))
+    error = np.sqrt(np.mean((logits - expected) ** 2) / np.mean(expected**2))
+    assert 0 < error < 0.05
+    assert half.fingerprint == base.fingerprint
 
 
 def test_a_head_is_its_own_where_it_differs_from_the_table():

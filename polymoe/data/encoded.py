@@ -42,6 +42,11 @@ class EncodedSplit:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def inputs(self) -> Tokens:
+        """The tokens of the inputs alone."""
+        return self.tokens
+
     def epoch(
         self,
         epoch: int,

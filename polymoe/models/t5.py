@@ -198,10 +198,12 @@ class T5(Base):
     """A frozen encoder-decoder: hidden states of the decoder, logits over the vocabulary, and its tokenizer.
 
     A batch has a ``source``, which the encoder reads, and the decoder's own tokens. One vector per text is
-    the "mean" of what the encoder makes of it. ``eos_token_ids``: what ends a text that the model writes.
+    the decoder's state at its "start", when it has read the text, or the "mean" of the encoder's, for which
+    there is no decoder (both as Ni et al. 2021, arXiv 2108.08877). ``eos_token_ids``: what ends a text that
+    the model writes.
     """
 
-    poolings = ("mean",)
+    poolings = ("start", "mean")
     encoder_decoder = True
     default_target_modules = ("q", "v")
     ia3_target_modules = ("k", "v", "wo")
@@ -212,7 +214,7 @@ class T5(Base):
         self,
         config: T5Config,
         build: Builder,
-        pooling: str = "mean",
+        pooling: str = "start",
         name: str = "t5",
         eos_token_ids: tuple[int, ...] = (),
         **options: Any,
@@ -296,8 +298,11 @@ class T5(Base):
         return tape.multiply(x, self.scale) if self.config.scale_decoder_outputs else x
 
     def embed(self, batch: Batch) -> Any:
-        """One vector per text of what the encoder makes of it, [B, D]."""
-        return self.pool(self.encoder(batch), batch)
+        """One vector per text, [B, D]."""
+        if self.pooling == "mean":
+            return self.pool(self.encoder(batch), batch)
+        x = self(batch)
+        return tape.l2_normalize(x) if self.normalize else x
 
     def logits(self, hidden_states: np.ndarray | Node, batch: Batch | None = None) -> Any:
         """Scores of the next token [n, V] for rows of the hidden states [n, D].

@@ -156,7 +156,7 @@ def _encode(
 ) -> tuple[tuple[str, ...], Tokens, np.ndarray]:
     """The names of the tasks, all tokens, and the task of each text [n]."""
     if isinstance(data, EncodedSplit):
-        sizes, tokens = data.sizes, data.tokens
+        sizes, tokens = data.sizes, data.inputs
     elif isinstance(data, Mapping):
         for name, texts in data.items():
             if isinstance(texts, str):

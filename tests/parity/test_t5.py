@@ -13,6 +13,7 @@ from tiny_t5 import tiny_tokenizer
 from polymoe import tape
 from polymoe.adapters import adapt
 from polymoe.batch import Batch, Source
+from polymoe.interop.export import export_task
 from polymoe.models import T5, T5Config, generate, load_base
 from polymoe.training.objectives import Lm
 from polymoe.training.objectives.lm import Targets
@@ -168,6 +169,25 @@ def test_gradients_of_adapters_are_those_of_peft(tmp_path: Path, kind: str, meth
         expected = ours_of(part, found[0], parameter.shape)
         error = np.linalg.norm(parameter.grad - expected) / np.linalg.norm(expected)
         assert error < 1e-4, (name, error)
+
+
+@pytest.mark.parametrize("kind", ["v1.1", "v1.0"])
+def test_an_exported_task_gives_the_same_logits_there(tmp_path: Path, kind: str) -> None:
+    save(tmp_path / "base", kind)
+    base: Any = load_base(tmp_path / "base")
+    options: dict[str, Any] = {"r": 3, "init_weights": False, "target_modules": "all-linear"}
+    model: Any = adapt(base, "poly", ["a", "b"], **options).eval()
+    ours = base.logits(model(batch(task_ids=np.ones(5, np.int64))))
+    assert off(base.logits(base(batch())), ours) > 0.01
+    for to in ("merged", "peft"):
+        export_task(model, "b", to, tmp_path / to)
+    theirs = [
+        from_torch(tmp_path / "merged"),
+        peft.PeftModel.from_pretrained(from_torch(tmp_path / "base"), tmp_path / "peft").base_model,
+    ]
+    for other in theirs:
+        with torch.inference_mode():
+            assert off(ours, their_logits(other).numpy()) < 1e-5
 
 
 def ours_of(part: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

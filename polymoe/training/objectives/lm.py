@@ -68,6 +68,13 @@ class LmSplit(EncodedSplit):
 
     prompt_lengths: np.ndarray
 
+    @property
+    def inputs(self) -> Tokens:
+        """The tokens of the prompts."""
+        offsets = np.concatenate([[0], np.cumsum(self.prompt_lengths)]).astype(np.int64)
+        ids = np.concatenate([*self.prompts(), np.empty(0, np.int32)])
+        return replace(self.tokens, ids=ids, cu_seqlens=offsets)
+
     def prompts(self) -> list[np.ndarray]:
         """The tokens of each prompt."""
         starts, ids = self.tokens.cu_seqlens, self.tokens.ids
