@@ -1,4 +1,7 @@
-"""A Poly layer in your own loop, with NumPy alone: two tasks learn from one frozen layer."""
+"""A Poly layer in your own loop, with NumPy alone: two tasks learn from one frozen layer.
+
+Needs: pip install .
+"""
 
 import numpy as np
 

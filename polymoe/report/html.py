@@ -64,10 +64,12 @@ def page(inspections: Sequence[Inspection]) -> str:
     )
 
 
-def fragment(inspection: Inspection) -> str:
-    """A short form for notebooks: facts, faults, the mean heatmap, nearest tasks. It brings its own style."""
+def fragment(inspection: Inspection, faults: bool = True) -> str:
+    """A short form for notebooks: facts, ``faults``, the mean heatmap, nearest tasks. It brings its own
+    style."""
     parts = [f"<h3>{escape(inspection.name)}</h3>", sections.facts(inspection, "")]
-    parts.append(sections.complaints(inspection, ""))
+    if faults:
+        parts.append(sections.complaints(inspection, ""))
     if inspection.routes and inspection.statistics is not None:
         parts += [sections.mean_weights(inspection.statistics), sections.nearest(inspection.statistics)]
     return styled("".join(parts))

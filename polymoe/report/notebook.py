@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -21,7 +20,7 @@ def model_fragment(model: AdaptedModel) -> str:
         found = inspect(model)
     except RuntimeError:  # none is active
         return f"<pre>{escape(repr(model))}</pre>"
-    return fragment(replace(found, complaints=()))
+    return fragment(found, faults=False)
 
 
 def adapter_fragment(adapter: Adapter) -> str:

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tqdm.auto import tqdm
-
 from polymoe.batch import Batch
 from polymoe.training.metrics import Evaluation
 
@@ -92,6 +90,8 @@ class Progress(Callback):
     def on_train_begin(self, trainer: Trainer) -> None:
         """Open the bar."""
         if self.bars:
+            from tqdm.auto import tqdm  # warns in a notebook without widgets, where no bar may be wanted
+
             self.bar = tqdm(
                 total=trainer.total_steps,
                 initial=trainer.step,

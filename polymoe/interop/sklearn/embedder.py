@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
-from tqdm.auto import tqdm
 
 from polymoe import functional as F
 from polymoe.adapters import AdaptedModel
@@ -196,7 +195,11 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         found = np.empty((len(texts), self._base.hidden_size), np.float32)
         order = np.argsort(tokens.lengths, kind="stable")
         batches = cut_batches(order, tokens.lengths, max_tokens=BATCH_TOKENS, batch_size=batch_size)
-        for indices in tqdm(batches, desc="Batches", disable=not progress):
+        if progress:
+            from tqdm.auto import tqdm  # warns in a notebook without widgets, where no bar may be wanted
+
+            batches = tqdm(batches, desc="Batches")
+        for indices in batches:
             token_ids, cu_seqlens = tokens.take(indices)
             batch = Batch(cu_seqlens, token_ids, None if rows is None else rows[indices])
             found[indices] = data_of(model.embed(batch))
