@@ -41,11 +41,9 @@ class Base(Module):
     ``pooling``: "mean" over the tokens of a text, "cls", its first, or "last", its last token (a family says
     which it has); ``normalize``: pooled vectors get length 1. ``tokenizer`` may be None, then only batches of
     token ids go in. ``prompts``: texts to put before an input, by name; none is put there unasked.
-    ``encoder_decoder``: whether a prompt is a text of its own, which an encoder reads to its end.
     """
 
     model_type: str
-    encoder_decoder: ClassVar[bool] = False
     default_target_modules: ClassVar[tuple[str, ...]]
     ia3_target_modules: ClassVar[tuple[str, ...]]
     ia3_feedforward_modules: ClassVar[tuple[str, ...]]
@@ -83,22 +81,6 @@ class Base(Module):
     def max_length(self) -> int:
         """Tokens per text, special tokens included; longer texts are cut."""
         return int(self.config.context_length) if self.tokenizer is None else self.tokenizer.max_length
-
-    def prompt_room(self, most: int, n_new: int) -> int:
-        """Tokens that a prompt may have beside ``n_new`` that are written after it, where texts have at most
-        ``most``."""
-        return most - n_new
-
-    def begin(self, batch: Batch) -> Batch:
-        """The batch whose hidden states say how the texts of ``batch`` go on: for a causal model itself."""
-        return batch
-
-    def follow(self, batch: Batch) -> tuple[Batch, np.ndarray]:
-        """Of a batch of prompts and what follows them, with ``prompt_lengths``: the batch to compute, and the
-        rows of its hidden states that say each of the tokens that follow."""
-        rows, _ = batch.prompt
-        assert rows is not None
-        return batch, np.delete(np.arange(batch.n_tokens), rows) - 1
 
     def __call__(self, batch: Batch) -> Any:
         """Hidden states [N, D] of a batch's tokens (a Node when an adapter below has trainable parameters).

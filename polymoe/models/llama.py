@@ -21,13 +21,13 @@ import numpy as np
 
 from polymoe import tape
 from polymoe.batch import Batch
-from polymoe.models.base import Base, tokens_and_positions
+from polymoe.models.base import tokens_and_positions
 from polymoe.models.build import Builder
 from polymoe.models.llama_config import LlamaConfig
 from polymoe.models.rope import angles
 from polymoe.models.weights import check_weights, rename
+from polymoe.models.writer import Writer
 from polymoe.nn import Embedding, FeedForward, Linear, Module
-from polymoe.tape import Node
 
 # A model saved without its head has no `model.` in front; old checkpoints hold the positions' frequencies.
 RENAMES = ((r"^(embed_tokens|layers|norm)\.", r"model.\1."),)
@@ -132,30 +132,21 @@ class LlamaModel(Module):
         return self.norm(x)
 
 
-class Llama(Base):
+class Llama(Writer):
     """A frozen causal language model: hidden states, logits over the vocabulary, and its tokenizer.
 
-    One vector per text is the hidden state of its "last" token, or the "mean" of all. ``eos_token_ids``: what
-    ends a text that the model writes.
+    One vector per text is the hidden state of its "last" token, or the "mean" of all.
     """
 
     poolings = ("last", "mean")
     default_target_modules = ("q_proj", "v_proj")
     ia3_target_modules = ("k_proj", "v_proj", "down_proj")
     ia3_feedforward_modules = ("down_proj",)
-    output_head = "lm_head"
 
     def __init__(
-        self,
-        config: LlamaConfig,
-        build: Builder,
-        pooling: str = "last",
-        name: str = "llama",
-        eos_token_ids: tuple[int, ...] = (),
-        **options: Any,
+        self, config: LlamaConfig, build: Builder, pooling: str = "last", name: str = "llama", **options: Any
     ) -> None:
         super().__init__(config, build, pooling=pooling, name=name, **options)
-        self.model_type, self.eos_token_ids = config.model_type, eos_token_ids
         self.model = LlamaModel(config, build)
         tied = self.model.embed_tokens.weight if config.tie_word_embeddings else None
         self.lm_head = build.linear("lm_head", bias=False) if tied is None else Linear(tied)
@@ -167,9 +158,9 @@ class Llama(Base):
         """From weights by name (of LlamaForCausalLM and its kin, or of the model without its head where that
         is tied), float of any width, converted to ``dtype``.
 
-        ``options`` are those of :class:`~polymoe.models.base.Base`, and ``eos_token_ids``. Raises ValueError
-        that lists missing and unexpected weights, for a wrong shape, and for NaN or infinity; TypeError for
-        weights that are no floats. A second copy of a tied head is left out.
+        ``options`` are those of :class:`~polymoe.models.writer.Writer`. Raises ValueError that lists missing
+        and unexpected weights, for a wrong shape, and for NaN or infinity; TypeError for weights that are no
+        floats. A second copy of a tied head is left out.
         """
         state = rename(state, RENAMES, IGNORE + (r"|lm_head\.weight$" if config.tie_word_embeddings else ""))
         check_weights(state, config.shapes())
@@ -178,13 +169,3 @@ class Llama(Base):
     def __call__(self, batch: Batch) -> Any:
         """Hidden states [N, D] behind the last norm, as :class:`~polymoe.models.base.Base` says."""
         return self.model(batch)
-
-    def logits(self, hidden_states: np.ndarray | Node, batch: Batch | None = None) -> Any:
-        """Scores of the next token [n, V] for rows of the hidden states [n, D].
-
-        ``batch``: brings the adapter of the head, if there is one; the rows are its tokens. None: the frozen
-        head alone.
-        """
-        if batch is None:
-            return tape.linear(hidden_states, self.lm_head.weight)
-        return self.lm_head(hidden_states, batch)

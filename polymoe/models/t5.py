@@ -26,13 +26,13 @@ import numpy as np
 
 from polymoe import tape
 from polymoe.batch import Batch, Source
-from polymoe.models.base import Base, tokens_and_positions
+from polymoe.models.base import tokens_and_positions
 from polymoe.models.build import Builder
 from polymoe.models.cache import SourceCache
 from polymoe.models.t5_config import T5Config
 from polymoe.models.weights import check_weights, rename
+from polymoe.models.writer import Writer
 from polymoe.nn import Embedding, FeedForward, Linear, Module
-from polymoe.tape import Node
 
 # Both stacks hold the table again; old checkpoints have a bias for cross attention that nobody uses.
 IGNORE = r"(encoder|decoder)\.embed_tokens\.weight$|.*EncDecAttention\.relative_attention_bias\.weight$"
@@ -194,13 +194,12 @@ class T5Stack(Module):
         return self.final_layer_norm(x)
 
 
-class T5(Base):
+class T5(Writer):
     """A frozen encoder-decoder: hidden states of the decoder, logits over the vocabulary, and its tokenizer.
 
     A batch has a ``source``, which the encoder reads, and the decoder's own tokens. One vector per text is
     the decoder's state at its "start", when it has read the text, or the "mean" of the encoder's, for which
-    there is no decoder (both as Ni et al. 2021, arXiv 2108.08877). ``eos_token_ids``: what ends a text that
-    the model writes.
+    there is no decoder (both as Ni et al. 2021, arXiv 2108.08877).
     """
 
     poolings = ("start", "mean")
@@ -208,19 +207,11 @@ class T5(Base):
     default_target_modules = ("q", "v")
     ia3_target_modules = ("k", "v", "wo")
     ia3_feedforward_modules = ("wo",)
-    output_head = "lm_head"
 
     def __init__(
-        self,
-        config: T5Config,
-        build: Builder,
-        pooling: str = "start",
-        name: str = "t5",
-        eos_token_ids: tuple[int, ...] = (),
-        **options: Any,
+        self, config: T5Config, build: Builder, pooling: str = "start", name: str = "t5", **options: Any
     ) -> None:
         super().__init__(config, build, pooling=pooling, name=name, **options)
-        self.model_type, self.eos_token_ids = config.model_type, eos_token_ids
         tied = build.packed("shared.weight") if config.tie_word_embeddings else None
         self.shared = build.embedding("shared") if tied is None else Embedding(tied)
         self.encoder = T5Stack(config, build, "encoder", self.shared)
@@ -234,7 +225,7 @@ class T5(Base):
     ) -> T5:
         """From weights by name (of T5ForConditionalGeneration), float of any width, converted to ``dtype``.
 
-        ``options`` are those of :class:`~polymoe.models.base.Base`, and ``eos_token_ids``. A head of its own
+        ``options`` are those of :class:`~polymoe.models.writer.Writer`. A head of its own
         is one that differs from the table of the tokens, whatever ``tie_word_embeddings`` says: some writers
         say that they are tied where they are not. Raises ValueError that lists missing and unexpected
         weights, for a wrong shape, and for NaN or infinity; TypeError for weights that are no floats.
@@ -303,13 +294,3 @@ class T5(Base):
             return self.pool(self.encoder(batch), batch)
         x = self(batch)
         return tape.l2_normalize(x) if self.normalize else x
-
-    def logits(self, hidden_states: np.ndarray | Node, batch: Batch | None = None) -> Any:
-        """Scores of the next token [n, V] for rows of the hidden states [n, D].
-
-        ``batch``: brings the adapter of the head, if there is one; the rows are its tokens. None: the frozen
-        head alone.
-        """
-        if batch is None:
-            return tape.linear(hidden_states, self.lm_head.weight)
-        return self.lm_head(hidden_states, batch)
