@@ -206,7 +206,8 @@ def test_a_base_whose_weights_lie_elsewhere_is_not_merged(tmp_path):
     """Or the merged weights would be written there."""
     write_bert(tmp_path / "elsewhere")
     write_bert(tmp_path / "base", pooling="mean_tokens")
-    modules = [{"path": "../elsewhere", "type": "x.Transformer"}]
+    (tmp_path / "base/inside").symlink_to(tmp_path / "elsewhere")
+    modules = [{"path": "inside", "type": "x.Transformer"}]
     (tmp_path / "base/modules.json").write_text(json.dumps(modules))
     before = (tmp_path / "elsewhere/model.safetensors").read_bytes()
     with pytest.raises(ValueError, match=r"modules\.json: expected paths in this folder"):
@@ -229,3 +230,11 @@ def test_an_exported_adapter_is_one_of_its_base_alone(base, tmp_path):
     other = AdaptedModel(load_base(write_bert(tmp_path / "other", seed=1)))
     with pytest.raises(ValueError, match=r"base: expected .* with fingerprint"):
         other.load_adapter(tmp_path / "out")
+
+
+@pytest.mark.parametrize("path", ["../elsewhere", "/etc", "a/../../b", 3])
+def test_a_path_out_of_a_base_is_refused(tmp_path, path):
+    write_bert(tmp_path / "base", pooling="mean_tokens")
+    (tmp_path / "base/modules.json").write_text(json.dumps([{"path": path, "type": "x.Transformer"}]))
+    with pytest.raises(ValueError, match=r"modules\.json: expected paths in this folder, got"):
+        load_base(tmp_path / "base")

@@ -500,3 +500,11 @@ def test_auxiliary_losses_are_weighted_as_the_loss():
     assert recorded.auxiliary_loss() == 6.0
     recorded.backward(y, np.asarray(4.0))
     np.testing.assert_array_equal(a.grad, [16.0])  # 4 * (1 + 3)
+
+
+@pytest.mark.parametrize("place", ["../../other", "/etc", ".."])
+def test_a_pointer_out_of_the_run_is_refused(tmp_path: Path, place: str) -> None:
+    make_trainer(tmp_path, max_steps=2).train()
+    (tmp_path / "run/checkpoints/latest").write_text(place)
+    with pytest.raises(ValueError, match="latest: expected the name of a checkpoint, got"):
+        make_trainer(tmp_path, max_steps=2).train(resume=True)

@@ -59,6 +59,8 @@ def read_sentence_settings(folder: Path) -> SentenceSettings:
                 raise ValueError(
                     f"{folder / 'modules.json'}: expected entries with type and path, got {module!r}"
                 ) from None
+        if outside := [path for path in paths.values() if not _is_inside(path)]:
+            raise ValueError(f"{folder / 'modules.json'}: expected paths in this folder, got {outside}")
         if other := sorted(paths.keys() - {"Transformer", "Pooling", "Normalize"}):
             raise ValueError(
                 f"{folder / 'modules.json'}: expected Transformer, Pooling, Normalize, got {', '.join(other)}"
@@ -78,6 +80,10 @@ def read_sentence_settings(folder: Path) -> SentenceSettings:
         bool(limits.get("do_lower_case")),
         {str(name): str(prompt) for name, prompt in prompts.items()},
     )
+
+
+def _is_inside(path: Any) -> bool:
+    return isinstance(path, str) and not Path(path).is_absolute() and ".." not in Path(path).parts
 
 
 def _read_pooling(path: Path) -> str:

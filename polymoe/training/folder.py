@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -131,11 +132,15 @@ class RunFolder:
         return target
 
     def pointed(self, name: str) -> Path | None:
-        """The checkpoint that "latest" or "best" names, or None."""
+        """The checkpoint that "latest" or "best" names, or None. ValueError where it names another
+        place."""
         try:
-            path = self.checkpoints / (self.checkpoints / name).read_text(encoding="utf-8").strip()
+            found = (self.checkpoints / name).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             return None
+        if not re.fullmatch(r"step-[\d.]+", found):
+            raise ValueError(f"{self.checkpoints / name}: expected the name of a checkpoint, got {found!r}")
+        path = self.checkpoints / found
         return path if path.is_dir() else None
 
     def _parts(self) -> tuple[Path, ...]:
