@@ -38,7 +38,10 @@ def heatmap(statistics: RoutingStatistics, router: str | None = None, head: int 
         raise IndexError(f"head: expected 0 to {n_heads - 1}, got {head}")
     shown = weights.mean(axis=1) if head is None else weights[:, head]
     n_tasks, n_skills = shown.shape
-    figure = _figure(2 + 0.5 * n_skills, 1.2 + 0.32 * n_tasks)
+    heads = "" if n_heads == 1 else ", mean of heads" if head is None else f", head {head}"
+    title = f"Weights, {where}{heads}"
+    figure = _figure(max(2 + 0.5 * n_skills, 0.085 * len(title)), 1.2 + 0.32 * n_tasks)
+    figure.suptitle(title, size="medium")
     axes = figure.add_subplot()
     negative = bool((shown < 0).any())
     most = float(np.abs(shown).max()) or 1.0
@@ -48,8 +51,6 @@ def heatmap(statistics: RoutingStatistics, router: str | None = None, head: int 
     axes.set_xticks(range(n_skills))
     axes.set_yticks(range(n_tasks), [_plain(task) for task in statistics.tasks])
     axes.set_xlabel("skill")
-    heads = "" if n_heads == 1 else ", mean of heads" if head is None else f", head {head}"
-    axes.set_title(f"Weights, {where}{heads}")
     if shown.size <= NUMBERED:
         for (t, s), value in np.ndenumerate(shown):
             light = abs(value) < most / 2 if negative else value > most / 2
