@@ -43,6 +43,7 @@ enum pm_gate { PM_SIGMOID, PM_STRAIGHT_THROUGH, PM_SOFTMAX, PM_L2, PM_GATES }; /
     K(read, (ptrdiff_t n, ptrdiff_t times, const real *x, real *sum))                                        \
     K(gemm_pack, (ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last, const real *weight,             \
                   int transpose, real scale, real *panels))                                                  \
+    K(stage, (ptrdiff_t N, ptrdiff_t D, const real *x, ptrdiff_t ldx, real *xs))                             \
     K(gemm, (ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, const real *panels,                      \
              ptrdiff_t panel_stride, const real *base, const real *bias, ptrdiff_t R, const real *h,         \
              ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy))                           \

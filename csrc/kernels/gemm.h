@@ -33,6 +33,23 @@ static void FN(gemm_pack)(ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t l
     }
 }
 
+/* xs = rows of x, a zero behind each (lowrank.h, proj). What is STAGE_AHEAD further on is asked for meanwhile: memory answers late.
+ * (Asking for the next chunk during the product instead: a hundredth of a step, for thirty lines.) */
+#define STAGE_AHEAD ((ptrdiff_t)(12288 / sizeof(real)))
+static void FN(stage)(ptrdiff_t N, ptrdiff_t D, const real *restrict x, ptrdiff_t ldx, real *restrict xs)
+{
+    const ptrdiff_t ahead = (STAGE_AHEAD + D - 1) / D * ldx;
+    for (ptrdiff_t n = 0; n < N; n++, x += ldx, xs += PM_STRIDE) {
+        ptrdiff_t d = 0;
+        for (; d + PANEL <= D; d += PANEL) {
+            __builtin_prefetch(x + d + ahead);
+            for (ptrdiff_t l = 0; l < PANEL; l += LANES) *(vec *)(xs + d + l) = *(const vec *)(x + d + l);
+        }
+        for (; d < D; d++) xs[d] = x[d];
+        xs[D] = 0;
+    }
+}
+
 struct FN(gemm_job) {
     ptrdiff_t D, panel_stride, R, ldh, ldp, ldy;
     const real *xs, *panel, *base, *bias, *h,

@@ -91,15 +91,6 @@ static void FN(linear_spread)(const struct FN(linear_pass) * c, ptrdiff_t start,
             spread[n * t->S + t->ids[i]] += c->weights[i];
 }
 
-/* A zero follows each row (kernels/lowrank.h, proj). */
-static void FN(stage)(ptrdiff_t rows, ptrdiff_t columns, const real *x, ptrdiff_t ldx, real *staged)
-{
-    for (ptrdiff_t n = 0; n < rows; n++) {
-        memcpy(staged + n * PM_STRIDE, x + n * ldx, sizeof(real) * columns);
-        staged[n * PM_STRIDE + columns] = 0;
-    }
-}
-
 /* One block of columns of a chunk is staged: the projection, and ddown (u is what met it), segment by segment. */
 static void FN(linear_project)(const struct FN(linear_pass) * c, ptrdiff_t chunk, ptrdiff_t i0,
                                ptrdiff_t columns, const struct FN(linear_scratch) * scratch, const real *u,
@@ -177,21 +168,22 @@ static void FN(linear_chunk_item)(void *ctx, ptrdiff_t chunk)
     for (ptrdiff_t i0 = 0; i0 < I; i0 += block) {
         const ptrdiff_t columns = I - i0 < block ? I - i0 : block;
         const int complete = i0 + columns == I;
-        if (c->weight.panels || R) FN(stage)(rows, columns, c->in + start * I + i0, I, staged);
+        if (c->weight.panels || R) K->stage(rows, columns, c->in + start * I + i0, I, staged);
         if (R) FN(linear_project)(c, chunk, i0, columns, &scratch, u, ldu);
         for (ptrdiff_t n = 0; complete && c->saved_h && n < rows; n++)
             memcpy(c->saved_h + (start + n) * c->R_down, scratch.low + n * ld, sizeof(real) * c->R_down);
         if (complete && c->aside && c->backward) FN(linear_unweigh)(c, chunk, &scratch);
         else if (complete && c->aside)
             FN(linear_weigh)(c, chunk, scratch.low, ld, &scratch, scratch.weighted);
-        for (const struct pm_segment *s = first; c->out && (c->weight.panels || complete) && s < last; s++)
-            FN(linear_product)(c, s, i0, columns, complete, &scratch, staged + (s->start - start) * PM_STRIDE,
-                               low + (s->start - start) * ld);
+        for (const struct pm_segment *s = first; c->out && (c->weight.panels || complete) && s < last; s++) {
+            const ptrdiff_t n = s->start - start;
+            FN(linear_product)(c, s, i0, columns, complete, &scratch, staged + n * PM_STRIDE, low + n * ld);
+        }
     }
     for (ptrdiff_t o0 = 0; c->learns && o0 < O; o0 += PM_STAGE) {
         const ptrdiff_t columns = O - o0 < PM_STAGE ? O - o0 : PM_STAGE;
-        FN(stage)(rows, columns, c->x + start * O + o0, O,
-                  staged); /* x is far away: read it once and in order */
+        K->stage(rows, columns, c->x + start * O + o0, O,
+                 staged); /* x is far away: read it once and in order */
         for (const struct pm_segment *s = first; s < last; s++)
             K->outer(s->end - s->start, R, columns, low + (s->start - start) * ld, ld,
                      staged + (s->start - start) * PM_STRIDE, PM_STRIDE, !s->opens,
