@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,7 +194,9 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             rows = model.task_ids(None if ids is None else task_names(ids, len(texts)), len(texts))
         found = np.empty((len(texts), self._base.hidden_size), np.float32)
         order = np.argsort(tokens.lengths, kind="stable")
-        batches = cut_batches(order, tokens.lengths, max_tokens=BATCH_TOKENS, batch_size=batch_size)
+        batches: Iterable[np.ndarray] = cut_batches(
+            order, tokens.lengths, max_tokens=BATCH_TOKENS, batch_size=batch_size
+        )
         if progress:
             from tqdm.auto import tqdm  # warns in a notebook without widgets, where no bar may be wanted
 
