@@ -1,6 +1,6 @@
 """Time polymoe against the limits of this machine and against what else does the same, in one run.
 
-    python -m benchmarks                               everything: about an hour on two cores
+    python -m benchmarks                               everything: about a quarter of an hour
     python -m benchmarks --quick                       small sizes, under a minute
     python -m benchmarks --only products layers        some groups
     python -m benchmarks --output run.json --markdown tables.md --plot roofline.png

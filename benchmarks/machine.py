@@ -25,6 +25,7 @@ PEAK_ROUNDS = 300_000  # about a millisecond
 READ_BYTES = 1 << 26  # of one probe of a cache
 PAIRS = 2.0  # multiply-adds that a product of bfloat16 pairs does in the time of one
 PRIVATE = ("L1", "L2")  # caches that each thread has for itself
+ASLEEP = 0.01  # seconds after which libgomp and OpenBLAS wait quietly
 PACKAGES = ("polymoe", "numpy", "torch", "transformers", "peft", "threadpoolctl")
 Clock = Callable[[], float]
 
@@ -165,9 +166,15 @@ class Roofs:
         self.array.fill(1.0)
         self.levels: dict[int, float] = {}  # log2 of bytes -> bytes a second
 
-    def evict(self) -> None:
-        """Nothing else is in a cache after this."""
+    def settle(self) -> None:
+        """Nothing is in a cache after this, and with several threads the pools, which wait for more work in a
+        busy loop, are asleep: they would slow down whoever comes next."""
+        threads = _core.get_num_threads()
+        _core.set_num_threads(1)
         _core.read(self.array, 1)
+        _core.set_num_threads(threads)
+        if threads > 1:
+            time.sleep(ASLEEP)
 
     def limits(self, isas: Iterable[str], tries: int = 3) -> Limits:
         """Multiply-adds of these instruction sets, and the memory, now."""

@@ -7,7 +7,9 @@ the base is off, as for any frozen base. Random weights of the adapters are not 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -125,12 +127,12 @@ class Peft:
         path = find_base(name)
         options = {"dtype": self.torch.float32, "attn_implementation": "sdpa"}
         self.name, self.adapted = name, adapted
-        if name == "minilm":
-            model = transformers.BertModel.from_pretrained(path, add_pooling_layer=False, **options)
-        else:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, **options
-            )
+        with contextlib.redirect_stderr(io.StringIO()):  # a bar for every tensor
+            if name == "minilm":
+                model = transformers.BertModel.from_pretrained(path, add_pooling_layer=False, **options)
+            else:
+                options["gguf_file"] = path.name
+                model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, **options)
         self.model = model.eval().requires_grad_(False)
         if adapted:
             config = peft.PolyConfig(

@@ -53,7 +53,7 @@ def read(path: Path) -> Run:
 
 def options_of(options: Options) -> dict[str, Any]:
     """For the file."""
-    return asdict(options)
+    return {**asdict(options), "isas": list(options.isas)}
 
 
 class Change(NamedTuple):
@@ -100,7 +100,7 @@ def _change(row: Row, quantity: str, before: float, now: float, noise: float, si
 
 
 def comparison(before: Run, now: Run) -> Table:
-    """The table of changes."""
+    """The table of changes; its title says where the two runs had other conditions."""
     rows = [
         (
             f"{c.row.group}: {c.row.what}",
@@ -114,4 +114,7 @@ def comparison(before: Run, now: Run) -> Table:
         for c in changes(before.results.rows, now.results.rows)
     ]
     title = f"changes beyond noise since {before.machine['commit']}: {len(rows)}"
+    pairs = [(before.machine["cpu"], now.machine["cpu"], "cpu")]
+    pairs += [(before.options[k], now.options[k], k) for k in ("threads", "isas", "quick")]
+    title += "".join(f"; {name} was {a}, is {b}" for a, b, name in pairs if a != b)
     return Table(title, ("what", "quantity", "before", "now", "gain", "noise", ""), rows)

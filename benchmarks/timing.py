@@ -142,10 +142,12 @@ def race(contest: Contest, rounds: int, roofs: Roofs, isa: str, seed: int = 0) -
     contest.check()
     isas = dict.fromkeys(c.isa or isa for c in contest.candidates)
     elsewhere, before = Elsewhere(), roofs.limits(isas)
+    best = before
     turns = {c.who: Turns() for c in contest.candidates}
     assert len(turns) == len(contest.candidates), f"{contest.what}: two candidates of one name"
     rng = np.random.default_rng(seed)
     for _ in range(rounds + 1):
+        best = best.best(roofs.limits(isas, 1))
         for i in rng.permutation(len(contest.candidates)):
             candidate = contest.candidates[i]
             _core.set_isa(candidate.isa or isa)
@@ -153,7 +155,7 @@ def race(contest: Contest, rounds: int, roofs: Roofs, isa: str, seed: int = 0) -
     _core.set_isa(isa)
     after = roofs.limits(isas)
     marks = ["drift"] * (before.differ(after) > DRIFT) + ["busy"] * (elsewhere.share() > BUSY)
-    return list(_rows(contest, turns, before.best(after), roofs, isa, marks))
+    return list(_rows(contest, turns, best.best(after), roofs, isa, marks))
 
 
 def take_turn(candidate: Candidate, turns: Turns, roofs: Roofs) -> None:
@@ -164,7 +166,7 @@ def take_turn(candidate: Candidate, turns: Turns, roofs: Roofs) -> None:
     short = bool(turns.cold) and turns.cold[0] < LONG
     if short:
         run()  # what `before` has changed, and code and small tables
-    roofs.evict()
+    roofs.settle()
     start = clock()
     run()
     turns.cold.append(clock() - start)
