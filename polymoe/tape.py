@@ -146,12 +146,15 @@ def differentiable(
 
     ``beside`` names a field of ``saved``, an array without gradient, that is returned beside ``y``."""
     signature = inspect.signature(forward)
+    parameters = tuple(signature.parameters)
     takes = inspect.signature(backward).parameters
     selective, adds = "needs" in takes, "onto" in takes
 
     def op(*args: Any, **kwargs: Any) -> Any:
         tape = _current.get()
-        bound = signature.bind(*args, **kwargs).arguments
+        bound = dict(zip(parameters, args, strict=False)) | kwargs
+        if len(bound) != len(args) + len(kwargs):
+            signature.bind(*args, **kwargs)  # too many arguments, or one given twice: it says which
         nodes = {
             name: value
             for name, value in bound.items()

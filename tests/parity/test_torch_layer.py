@@ -401,7 +401,7 @@ REFUSED = {
     "parameters in float64": (
         call(lambda m: m[0].experts.double() is None or (X, IDS)),
         TypeError,
-        "0.lora_A: expected float32 on the CPU, got float64 on cpu",
+        "lora_A: expected a float32 parameter on the CPU, got float64 on cpu",
     ),
     "float64 model": (model_of(lambda m: m.double()), TypeError, "0.weight: expected .*, got float64"),
     "model elsewhere": (

@@ -498,3 +498,14 @@ def test_a_pickled_model_computes_the_same(folder, tmp_path):
     torch.save(model, tmp_path / "model.pt")
     again = torch.load(tmp_path / "model.pt", weights_only=False)
     torch.testing.assert_close(again(**INPUTS, task_ids=IDS).last_hidden_state, expected)
+
+
+def test_shared_routers_of_few_experts_at_a_time():
+    """Weights beside ids, as many groups as there are tokens."""
+    options = {"specific": "diagonal", "router_granularity": "model", "init_weights": False}
+    model = bridge.inject(llama(), "c-poly", TASKS, seed=1, **options).train()
+    alone = bridge.inject(llama(), "c-poly", TASKS, seed=1, **options).eval()
+    tokens = torch.tensor([[5], [6], [7]])
+    _, grads = gradients(model, lambda: model(tokens, task_ids=[0, 1, 2]).logits.square().mean())
+    assert grads["model.layers.0.self_attn.q_proj.router.specific"].abs().max() > 0
+    assert alone(tokens, task_ids=[0, 1, 2]).logits.shape == (3, 1, 90)

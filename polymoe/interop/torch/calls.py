@@ -23,6 +23,7 @@ class Call:
     def __init__(self, model: torch.nn.Module, passes: Passes) -> None:
         self.model, self.passes = model, passes
         self.covered = vars(model).get(self.name)
+        self.knows = ARGUMENT in inspect.signature(self.original).parameters  # the method itself takes them
 
     @property
     def original(self) -> Any:
@@ -30,11 +31,6 @@ class Call:
         if self.covered is not None:
             return self.covered
         return getattr(type(self.model), self.name).__get__(self.model)
-
-    @property
-    def knows(self) -> bool:
-        """Whether the method takes task_ids itself."""
-        return ARGUMENT in inspect.signature(self.original).parameters
 
     @property
     def __signature__(self) -> inspect.Signature:

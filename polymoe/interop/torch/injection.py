@@ -140,11 +140,7 @@ def parameter_groups(model: torch.nn.Module, **settings: Any) -> list[dict[str, 
     injection = _of(model)
     config = TrainingConfig(**settings)
     rates = config.learning_rates(learning_rates(injection.adapter.config))
-    groups = {
-        id(module._parameters[name]): leaf.group
-        for layer in injection.layers
-        for leaf, module, name in layer.places()
-    }
+    groups = {id(one.tensor()): one.leaf.group for layer in injection.layers for one in layer.held}
     found: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -178,10 +174,8 @@ class Injection:
     def adapter(self) -> Adapter:
         """With torch's memory of now as its parameters."""
         for layer in self.layers:
-            for leaf, module, name in layer.places():
-                parameter = module._parameters[name]
-                assert parameter is not None
-                leaf.data = parameter.detach().numpy()
+            for one in layer.held:
+                one.tensor()
         return self.passes.adapter
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +12,8 @@ from polymoe.adapters.layers import AdapterLayer
 from polymoe.batch import Batch, Routing
 from polymoe.interop.torch.base import FLOATS, FrozenLinear, dtype_name
 from polymoe.interop.torch.passes import Decision, Pass, Passes, current_node
-from polymoe.interop.torch.recorded import Leaf, record
+from polymoe.interop.torch.recorded import Held, Leaf, record
 from polymoe.nn import Module, Parameter
-
-Place = tuple[Leaf, torch.nn.Module, str]
-"""A parameter of ours, the module of torch that holds it, and its name there."""
 
 
 class Group(torch.nn.Module):
@@ -49,22 +45,25 @@ class InjectedLinear(torch.nn.Module):
         self.frozen, self.layer, self.passes = frozen, layer, passes
         frozen.source = self
         self.shares_router = False
-        self._parts: dict[str, list[Place]] = {"router": [], "experts": []}
+        self.of_router: list[Held] = []
+        self.of_experts: list[Held] = []
+        self.held: list[Held] = []
         self.train(original.training)
 
     # ---- parameters
 
     def hold(self, first: InjectedLinear | None) -> None:
         """Make parameters of torch of the adapter's; ``first``: the layer that holds the router already."""
-        self._parts["experts"] = self._hold("experts", self.layer.experts)
+        self.of_experts = self._hold("experts", self.layer.experts)
         if first is None:
-            self._parts["router"] = self._hold("router", self.layer.router)
+            self.of_router = self._hold("router", self.layer.router)
         else:
-            self._parts["router"] = first._parts["router"]
+            self.of_router = first.of_router
             self.shares_router = first.shares_router = True
+        self.held = self.of_router + self.of_experts
 
-    def _hold(self, part: str, module: Module) -> list[Place]:
-        places: list[Place] = []
+    def _hold(self, part: str, module: Module) -> list[Held]:
+        found: list[Held] = []
         top = Group()
         for path, owner in module.named_modules():
             group: torch.nn.Module = top
@@ -73,20 +72,15 @@ class InjectedLinear(torch.nn.Module):
                     group.add_module(name, Group())
                 group = group._modules[name]
             for name, value in list(vars(owner).items()):
-                if type(value) is not Parameter:
-                    continue
-                leaf = Leaf(value.data, value.group, value.trainable)
-                setattr(owner, name, leaf)
-                tensor = torch.nn.Parameter(torch.from_numpy(leaf.data), requires_grad=leaf.trainable)
-                group.register_parameter(name, tensor)
-                places.append((leaf, group, name))
-        if places:
+                if type(value) is Parameter:
+                    leaf = Leaf(value.data, value.group, value.trainable)
+                    setattr(owner, name, leaf)
+                    tensor = torch.nn.Parameter(torch.from_numpy(leaf.data), requires_grad=leaf.trainable)
+                    group.register_parameter(name, tensor)
+                    found.append(Held(leaf, group, name))
+        if found:
             self.add_module(part, top)
-        return places
-
-    def places(self) -> list[Place]:
-        """Where the parameters are that this layer reads; those of a shared router included."""
-        return [*self._parts["router"], *self._parts["experts"]]
+        return found
 
     def release(self) -> None:
         """Let go of the original weight; what was packed of it stays."""
@@ -122,7 +116,8 @@ class InjectedLinear(torch.nn.Module):
         self._check(x)
         if x.dim() == 1:
             return self.forward(x[None])[0]
-        given, x = x.dtype, x.float().contiguous()
+        given = x.dtype
+        x = (x if given is torch.float32 else x.float()).contiguous()
         hidden = None if self.layer.router.axis == "group" else at.kept(x.shape)
         if hidden is None:
             y = self._adapted(x, at.batch(x.shape), at)
@@ -132,16 +127,17 @@ class InjectedLinear(torch.nn.Module):
             rows = x.reshape(-1, self.in_features)
             y = rows.new_zeros(len(rows), self.out_features)
             y = y.index_copy(0, seen, self._adapted(rows[seen], batch, at))
-            y = y.index_copy(0, masked, self._run(self._base, (rows[masked],), [])[0])
-        return y.view(*x.shape[:-1], self.out_features).to(given)
+            y = y.index_copy(0, masked, record(self._base, (rows[masked],), ())[0])
+            y = y.view(*x.shape[:-1], self.out_features)
+        return y if given is torch.float32 else y.to(given)
 
     def base(self, x: torch.Tensor) -> torch.Tensor:
         """What the layer gave before."""
         if self.weight is not None:
             return self.original()(x)
         self._check(x)
-        y, _ = self._run(self._base, (x.float().contiguous(),), [])
-        return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+        y, _ = record(self._base, (x.float().contiguous(),), ())
+        return y.to(x.dtype)
 
     def _base(self, x: Any) -> Any:
         return tape.linear(x, self.frozen.weight, self.frozen.bias)
@@ -149,7 +145,7 @@ class InjectedLinear(torch.nn.Module):
     def _adapted(self, x: torch.Tensor, batch: Batch, at: Pass) -> torch.Tensor:
         layer, frozen = self.layer, self.frozen
         if not self.shares_router or batch.routings is not None:
-            y, aux = self._run(lambda x: layer(x, frozen, batch), (x,), self.places())
+            y, aux = record(lambda x: layer(x, frozen, batch), (x,), self.held)
             if aux is not None:
                 at.hear(layer.name, aux)
             return y
@@ -161,7 +157,7 @@ class InjectedLinear(torch.nn.Module):
             routings: Any = _Decided(replace(routing, weights=weights[0]) if weights else routing)
             return layer(x, frozen, replace(batch, routings=routings))
 
-        return self._run(run, (x, *weights), self._parts["experts"])[0]
+        return record(run, (x, *weights), self.of_experts)[0]
 
     def _decide(self, x: torch.Tensor, batch: Batch, at: Pass) -> Decision:
         """What the router that layers share says, asked once in a forward."""
@@ -189,7 +185,7 @@ class InjectedLinear(torch.nn.Module):
                     tape.auxiliary(parts[-1].aux)
                 return parts[-1].weights
 
-            weights, aux = self._run(run, (x,), self._parts["router"])
+            weights, aux = record(run, (x,), self.of_router, rows=False)
             decided = Decision(replace(parts[0], weights=None, aux=None), weights, name, set())
             at.decisions[key] = decided
             if aux is not None:
@@ -197,25 +193,14 @@ class InjectedLinear(torch.nn.Module):
         decided.users.add(name)
         return decided
 
-    def _run(
-        self, run: Any, inputs: Sequence[torch.Tensor], places: Sequence[Place]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        parameters = [module._parameters[name] for _, module, name in places]
-        for place, parameter in zip(places, parameters, strict=True):
-            if parameter is None or parameter.dtype != torch.float32 or parameter.device.type != "cpu":
-                got = None if parameter is None else f"{dtype_name(parameter)} on {parameter.device}"
-                raise TypeError(f"{self.layer.name}.{place[2]}: expected float32 on the CPU, got {got}")
-        return record(run, inputs, [leaf for leaf, _, _ in places], parameters)
-
     def _check(self, x: torch.Tensor) -> None:
-        if x.device.type != "cpu":
+        if not x.is_cpu:
             raise ValueError(f"x: expected a tensor on the CPU, got one on {x.device}")
         if x.dtype not in FLOATS:
             raise TypeError(f"x: expected dtype float32, bfloat16 or float16, got {dtype_name(x)}")
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x: expected shape (B, ..., {self.in_features}), got {tuple(x.shape)}")
-        for name in ("weight", "bias"):
-            tensor = self._parameters[name]
+        for name, tensor in self._parameters.items():
             if tensor is not None and tensor.requires_grad:
                 raise ValueError(
                     f"{self.layer.name}.{name}: expected requires_grad False (an adapted layer is frozen), "

@@ -25,44 +25,66 @@ class Leaf(Parameter):
     accumulate = Node.accumulate
 
 
+class Held:
+    """A parameter of torch, in ``module`` under ``name``, and the ``leaf`` that stands for it here."""
+
+    def __init__(self, leaf: Leaf, module: torch.nn.Module, name: str) -> None:
+        self.leaf, self.module, self.name = leaf, module, name
+        self._seen: tuple[torch.Tensor | None, int] = None, 0
+
+    def tensor(self) -> torch.nn.Parameter:
+        """What torch has there now; the leaf gets its memory. TypeError for another dtype than float32."""
+        tensor = self.module._parameters[self.name]
+        if tensor is not self._seen[0] or tensor is None or tensor.data_ptr() != self._seen[1]:
+            if tensor is None or tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+                raise TypeError(f"{self.name}: expected a float32 parameter on the CPU, got {_kind(tensor)}")
+            self.leaf.data = tensor.detach().numpy()
+            self._seen = tensor, tensor.data_ptr()
+        return tensor
+
+
 def record(
-    run: Callable[..., Any],
-    inputs: Sequence[torch.Tensor],
-    leaves: Sequence[Leaf],
-    parameters: Sequence[torch.Tensor],
+    run: Callable[..., Any], inputs: Sequence[torch.Tensor], held: Sequence[Held], rows: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """``run(*inputs)`` and the sum of its auxiliary losses (None without any), differentiable once.
 
-    ``inputs``: float32 and contiguous; of the first, [..., D], ``run`` sees the rows [N, D].
-    ``parameters``: what torch knows the ``leaves`` by, which ``run`` reads.
+    ``inputs``: float32 and contiguous; of the first, [..., D], ``run`` sees the rows [N, D]. ``rows``: what
+    it makes are as many, [N, O], and come back as [..., O]. ``held``: the parameters that it reads.
     """
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *parameters)):
-        y, aux = _Recorded.apply(run, leaves, len(inputs), *inputs, *parameters)
-        return y, aux
-    for leaf, parameter in zip(leaves, parameters, strict=True):
-        leaf.data = parameter.detach().numpy()
-    return torch.from_numpy(data_of(run(*_arrays(inputs)))), None
+    tensors = [*inputs, *[one.tensor() for one in held]]
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor.requires_grad:
+                y, aux = _Recorded.apply(run, held, len(inputs), rows, *tensors)
+                return y, aux
+    return _out(data_of(run(*_arrays(inputs))), inputs[0], rows), None
+
+
+def _out(y: np.ndarray, x: torch.Tensor, rows: bool) -> torch.Tensor:
+    return torch.from_numpy(y.reshape(*x.shape[:-1], y.shape[1]) if rows else y)
 
 
 def _arrays(tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
-    first, *others = (t.detach().numpy() for t in tensors)
-    return [first.reshape(-1, first.shape[-1]), *others]
+    arrays = [t.detach().numpy() for t in tensors]
+    arrays[0] = arrays[0].reshape(-1, arrays[0].shape[-1])
+    return arrays
 
 
 class _Recorded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Any, leaves: Any, n_inputs: int, *tensors: torch.Tensor) -> Any:
-        arrays, needs = _arrays(tensors), ctx.needs_input_grad[3:]
-        nodes = [Node(a) if need else a for a, need in zip(arrays[:n_inputs], needs, strict=False)]
-        for leaf, array, need in zip(leaves, arrays[n_inputs:], needs[n_inputs:], strict=True):
-            leaf.data, leaf.trainable = array, need
+    def forward(ctx: Any, run: Any, held: Any, n_inputs: int, rows: bool, *tensors: torch.Tensor) -> Any:
+        arrays, needs = _arrays(tensors[:n_inputs]), ctx.needs_input_grad[4:]
+        nodes = [Node(a) if need else a for a, need in zip(arrays, needs, strict=False)]
+        for one, need in zip(held, needs[n_inputs:], strict=True):
+            one.leaf.trainable = need
+            arrays.append(one.leaf.data)
         with Tape() as tape:
             y = run(*nodes)
         ctx.records, own = _lend(tape.records, arrays)
-        ctx.nodes, ctx.y, ctx.losses = (*nodes, *leaves), y, tape.losses
+        ctx.nodes, ctx.y, ctx.losses = (*nodes, *[one.leaf for one in held]), y, tape.losses
         ctx.save_for_backward(*tensors, *own)
-        out = torch.from_numpy(data_of(y))
-        for node in (y, *nodes, *(record.output for record in ctx.records)):
+        out = _out(data_of(y), tensors[0], rows)
+        for node in (y, *nodes, *[record.output for record, *_ in ctx.records]):
             if isinstance(node, Node) and node.data.nbytes >= LARGE:
                 node.data = _hollow(node.data.shape)
         return out, torch.tensor(tape.auxiliary_loss()) if tape.losses else None
@@ -74,24 +96,19 @@ class _Recorded(torch.autograd.Function):
         saved = ctx.saved_tensors
         tape = Tape()
         tape.records, tape.losses = _give_back(ctx.records, _arrays(saved)), ctx.losses
-        nodes = [node if isinstance(node, Node) else None for node in ctx.nodes]
+        grads: list[torch.Tensor | None] = []
         try:
             if isinstance(ctx.y, Node):
-                tape.backward(ctx.y, dy.contiguous().numpy(), 0.0 if daux is None else float(daux))
-            grads = [None if node is None or node.grad is None else node.grad for node in nodes]
+                dy_rows = dy.contiguous().numpy().reshape(ctx.y.shape)
+                tape.backward(ctx.y, dy_rows, 0.0 if daux is None else float(daux))
+            for node, tensor in zip(ctx.nodes, saved, strict=False):
+                grad = node.grad if isinstance(node, Node) else None
+                grads.append(None if grad is None else torch.from_numpy(grad.reshape(tensor.shape)))
         finally:
-            for node in nodes:
-                if node is not None:
+            for node in ctx.nodes:
+                if isinstance(node, Node):
                     node.grad = None
-        return (
-            None,
-            None,
-            None,
-            *(
-                None if grad is None else torch.from_numpy(grad).view(tensor.shape)
-                for grad, tensor in zip(grads, saved, strict=False)
-            ),
-        )
+        return None, None, None, None, *grads
 
 
 @lru_cache(maxsize=1024)
@@ -100,40 +117,42 @@ def _hollow(shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(np.zeros((), np.float32), shape)
 
 
-class _Lent:
-    """The place of an array that torch keeps."""
-
-    __slots__ = ("place",)
-
-    def __init__(self, place: int) -> None:
-        self.place = place
+Lent = tuple[Any, type[Any] | None, list[Any], list[tuple[int, int]]]
+"""A record; the type of what it saved, None for a value alone; its values; and (value, array) that torch
+keeps."""
 
 
-def _lend(records: list[Any], arrays: list[np.ndarray]) -> tuple[list[Any], list[torch.Tensor]]:
+def _lend(records: list[Any], arrays: list[np.ndarray]) -> tuple[list[Lent], list[torch.Tensor]]:
     """The records without ``arrays``, which torch keeps, and without large ones of their own; the latter."""
     places = {id(array): i for i, array in enumerate(arrays)}
     own: list[torch.Tensor] = []
-
-    def lend(value: Any) -> Any:
-        if not isinstance(value, np.ndarray):
-            return value
-        if id(value) not in places:
-            if value.nbytes < LARGE or not value.flags.writeable:
-                return value
-            places[id(value)] = len(arrays) + len(own)
-            own.append(torch.from_numpy(value))
-        return _Lent(places[id(value)])
-
-    return [record._replace(saved=_each(lend, record.saved)) for record in records], own
-
-
-def _give_back(records: list[Any], arrays: list[np.ndarray]) -> list[Any]:
-    def give(value: Any) -> Any:
-        return arrays[value.place] if isinstance(value, _Lent) else value
-
-    return [record._replace(saved=_each(give, record.saved)) for record in records]
+    lent: list[Lent] = []
+    for record in records:
+        saved = record.saved
+        many = hasattr(saved, "_make")
+        values, kept = list(saved) if many else [saved], []
+        for i, value in enumerate(values):
+            if type(value) is np.ndarray:
+                place = places.get(id(value))
+                if place is None and value.nbytes >= LARGE and value.flags.writeable:
+                    place = places[id(value)] = len(arrays) + len(own)
+                    own.append(torch.from_numpy(value))
+                if place is not None:
+                    values[i] = None
+                    kept.append((i, place))
+        lent.append((record._replace(saved=None), type(saved) if many else None, values, kept))
+    return lent, own
 
 
-def _each(change: Callable[[Any], Any], saved: Any) -> Any:
-    """What an operation saved, a NamedTuple or one value, with all values changed."""
-    return type(saved)._make(map(change, saved)) if hasattr(saved, "_make") else change(saved)
+def _give_back(lent: list[Lent], arrays: list[np.ndarray]) -> list[Any]:
+    records = []
+    for record, kind, values, kept in lent:
+        values = values.copy()
+        for i, place in kept:
+            values[i] = arrays[place]
+        records.append(record._replace(saved=values[0] if kind is None else kind(*values)))
+    return records
+
+
+def _kind(tensor: torch.Tensor | None) -> str:
+    return "None" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
