@@ -23,6 +23,7 @@ def test_model_and_adapter_show_what_they_are(base, method):
         assert method in read.texts and "prefers-color-scheme: dark" in html
         assert not read.tags("script") and not read.tags("img")
         assert any(NASTY[0] in text for text in read.texts)
+        assert ("unnamed" in read.texts) == (shown is model.adapter)
         assert "No fault found" not in html  # nobody asked an untrained router
         assert ("heat" in [a.get("class") for a in read.tags("table")]) == (method == "mhr")
 

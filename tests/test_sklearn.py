@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import joblib
@@ -315,3 +317,12 @@ def test_minilm_head_agrees_with_logistic_regression_on_real_texts():
         own = tasks == name
         theirs = LogisticRegression(C=100, max_iter=1000).fit(vectors[own], y[own])
         assert (ours.predict(x[own], name) == theirs.predict(vectors[own])).mean() > 0.75
+
+
+def test_import_without_scikit_learn_names_the_extra():
+    code = "import sys; sys.modules['sklearn'] = None; import polymoe.interop.sklearn"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (
+        "ImportError: sklearn: expected scikit-learn (pip install 'polymoe[sklearn]'), got none"
+        in done.stderr
+    )

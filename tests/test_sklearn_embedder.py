@@ -79,6 +79,8 @@ def test_names_of_sentence_transformers(base, capsys):
     finally:
         embedder.model_.prompts = {}
     assert capsys.readouterr().err == ""
+    with pytest.raises(ValueError, match="convert_to_numpy: expected True"):
+        embedder.encode(TEXTS, convert_to_numpy=False)
     unit = embedder.encode(TEXTS, show_progress_bar=True, batch_size=2, normalize_embeddings=True)
     assert "Batches: 100%" in capsys.readouterr().err
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)

@@ -45,7 +45,8 @@ EXPLAINED = {
 def facts(inspection: Inspection, anchor: str) -> str:
     """What it is, and parameters by kind of layer."""
     found = inspection.facts
-    described = {"method": found["method"], "base": found["base"], "parts": describe_parts(found)}
+    base = found["base"] or "unnamed"
+    described = {"method": found["method"], "base": base, "parts": describe_parts(found)}
     described["trained parameters"] = f"{found['parameters']:,}"
     if found["tasks"]:
         described[f"{len(found['tasks'])} tasks"] = ", ".join(found["tasks"])

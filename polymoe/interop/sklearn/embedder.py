@@ -148,14 +148,18 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         batch_size: int = 32,
         show_progress_bar: bool = False,
         *,
+        convert_to_numpy: bool = True,
         task: str | Sequence[str] | None = None,
         normalize_embeddings: bool = False,
     ) -> np.ndarray:
         """[n, D] float32 of n texts, in their order, or [D] of one; with the names of sentence-transformers.
 
         ``task``: of all texts, or of each. ``prompt``, or the base's prompt called ``prompt_name``, is put
-        before each text. Raises as :meth:`transform`; KeyError for an unknown prompt.
+        before each text. Raises as :meth:`transform`; KeyError for an unknown prompt, ValueError for anything
+        but NumPy.
         """
+        if not convert_to_numpy:
+            raise ValueError("convert_to_numpy: expected True (there is nothing else), got False")
         if one := isinstance(sentences, str):
             sentences = [sentences]
         if prompt_name is not None:
