@@ -39,3 +39,31 @@ def threads() -> Iterator[Any]:
     """``_core.set_num_threads``; the default comes back afterwards."""
     yield _core.set_num_threads
     _core.set_num_threads(0)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny base, for the tests of the command line; others have bases of their own."""
+    from training_base import base_folder
+
+    return str(base_folder(tmp_path_factory.mktemp("base")))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with two small tasks, animal and colour."""
+    from training_base import classes, write_tasks
+
+    return write_tasks(tmp_path_factory.mktemp("data"), classes())
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, base: str, data: str) -> str:
+    """A finished run of Poly over both, to be read only."""
+    from polymoe import TrainingConfig
+    from polymoe.recipe import Recipe
+
+    output = str(tmp_path_factory.mktemp("runs") / "run")
+    training = TrainingConfig(epochs=1)
+    Recipe(base=base, data=data, method="poly", training=training).train(output, progress=None)
+    return output

@@ -1,10 +1,12 @@
 """Adapters in a whole base: add, switch, disable, remove; the base stays as it is."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from tiny_bert import write_bert
+from tiny_llama import write_llama
 
 from polymoe import tape
 from polymoe.adapters import AdaptedModel, adapt
@@ -263,3 +265,12 @@ def test_repr_names_adapters_and_layers(base):
     assert "4 x (TaskTable(3 tasks, 2 heads, 4 skills, noise=per_example), LoraExperts(4 x rank 2" in text
     assert QUERY in text
     assert isinstance(make(base), AdaptedModel)
+
+
+def test_a_table_that_the_head_shares_counts_once(tmp_path):
+    counts = [
+        count_parameters(load_base(write_llama(tmp_path / str(tied), tie_word_embeddings=tied)))
+        for tied in (False, True)
+    ]
+    config = json.loads((tmp_path / "True/config.json").read_text())
+    assert counts[0] - counts[1] == config["vocab_size"] * config["hidden_size"]

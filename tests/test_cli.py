@@ -10,36 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from training_base import base_folder, classes, texts
+from training_base import texts, write_tasks
 
 from polymoe import cli
 from polymoe.training import load_run
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return str(base_folder(tmp_path_factory.mktemp("base")))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tasks(tmp_path_factory.mktemp("data"), classes())
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, base, data):
-    """A finished run."""
-    output = str(tmp_path_factory.mktemp("runs") / "run")
-    call("train", "--base", base, "--data", data, "--method", "poly", "--epochs", "1", "--output", output)
-    return output
-
-
-def write_tasks(folder, tasks):
-    for task, splits in tasks.items():
-        for split, rows in splits.items():
-            lines = [json.dumps({"input": x, "output": y}) for x, y in rows]
-            (folder / f"{task}.{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return str(folder)
 
 
 def call(*argv):

@@ -4,18 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_cli import call, write_tasks
-from training_base import base_folder, classes
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return str(base_folder(tmp_path_factory.mktemp("base")))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tasks(tmp_path_factory.mktemp("data"), classes())
+from test_cli import call
 
 
 @pytest.fixture(scope="module")

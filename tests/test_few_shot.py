@@ -7,8 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from test_cli import call, write_tasks
-from training_base import base_folder, classes, labelled, make_trainer, numbers, press_ctrl_c, texts
+from test_cli import call
+from training_base import (
+    labelled,
+    make_trainer,
+    numbers,
+    press_ctrl_c,
+    texts,
+    write_tasks,
+)
 
 from polymoe.data import read_tasks
 from polymoe.training import Callback, FewShot, TrainingConfig, TrainingInterrupted, adapt_run, load_run
@@ -16,16 +23,6 @@ from polymoe.training.objectives.base import embed
 
 QUICK = TrainingConfig(max_steps=16, batch_size=8, eval_steps=8)
 LABELS = ["cat", "red"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return str(base_folder(tmp_path_factory.mktemp("base")))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_tasks(tmp_path_factory.mktemp("data"), classes())
 
 
 @pytest.fixture(scope="module")

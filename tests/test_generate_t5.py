@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import tiny_t5
 from cases import lengths_to_cu_seqlens
-from test_cli import call, write_tasks
+from test_cli import call
 from test_methods import FEED_FORWARD, TYPES, VARIANTS
 from test_methods_invariance import adapted
-from training_base import classes, texts
+from training_base import classes, texts, write_tasks
 
 from polymoe.batch import Batch, Source
 from polymoe.data import Tokenizer, read_tasks

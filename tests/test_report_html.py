@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from test_cli import base, call, data, run  # noqa: F401  (fixtures)
+from test_cli import call
 from training_base import base_folder, make_trainer
 
 from polymoe.adapters import adapt
@@ -227,7 +227,7 @@ def test_lora_has_no_routing_to_show(small):
     assert [a["href"] for a in read.tags("a")][1:] == ["#adapter"]
 
 
-def test_a_run_has_its_curves(run):  # noqa: F811
+def test_a_run_has_its_curves(run):
     found = inspect(load_run(run))
     assert len(found.curves.loss) and "accuracy" in found.curves.metrics and "entropy" in found.curves.routing
     read = Reader(page([found]))
@@ -254,7 +254,7 @@ def test_curves_pass_over_what_is_no_line_and_thin_out(tmp_path):
     assert thin.values.tolist() == [49.5 + 100 * i for i in range(10)]
 
 
-def test_the_cli_writes_a_page_and_replaces_only_pages(run, tmp_path, capsys):  # noqa: F811
+def test_the_cli_writes_a_page_and_replaces_only_pages(run, tmp_path, capsys):
     target, other = tmp_path / "report.html", tmp_path / "notes.html"
     capsys.readouterr()
     assert call("inspect", run, "--html", target) == 0
@@ -283,7 +283,7 @@ def test_the_cli_writes_a_page_and_replaces_only_pages(run, tmp_path, capsys):  
 def test_gradients_of_tasks_are_those_of_their_losses(tmp_path):
     trainer = make_trainer(tmp_path, epochs=1)
     trainer.train()
-    run = load_run(tmp_path / "run", trainer.model.base)  # noqa: F811
+    run = load_run(tmp_path / "run", trainer.model.base)
     before = {name: p.data.tobytes() for name, p in run.model.adapter_parameters()}
     found = gradient_similarity(run, trainer.data, n_texts=20)
     assert found.tasks == ("animal", "colour")

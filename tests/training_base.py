@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,15 @@ def numbers() -> dict[str, Any]:
         "animal": {"train": counts(40, 1, 1.0), "test": counts(12, 2, 1.0)},
         "colour": {"train": counts(30, 3, -10.0), "test": counts(12, 4, -10.0)},
     }
+
+
+def write_tasks(folder: Path, tasks: dict[str, Any]) -> str:
+    """The tasks as files of a folder; returns it."""
+    for task, splits in tasks.items():
+        for split, rows in splits.items():
+            lines = [json.dumps({"input": x, "output": y}) for x, y in rows]
+            (folder / f"{task}.{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(folder)
 
 
 def base_folder(folder: Path) -> Path:

@@ -248,10 +248,13 @@ class AdaptedModel(Module):
 
 
 def count_parameters(module: Module) -> int:
-    """Number of weights in a module tree, frozen and trainable."""
-    total = 0
+    """Number of weights in a module tree, frozen and trainable; one that two modules share counts once."""
+    total, seen = 0, set[int]()
     for _, m in module.named_modules():
         for value in vars(m).values():
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
             if isinstance(value, PackedWeight):
                 total += value.shape[0] * value.shape[1]
             elif isinstance(value, Parameter):

@@ -9,6 +9,7 @@ from polymoe.interop.convert import format_of
 from polymoe.interop.peft import load_adapter, read_detached
 from polymoe.interop.peft_folder import CONFIG, adapters_in, open_folder
 from polymoe.models import load_base
+from polymoe.models.loading import is_here
 from polymoe.training import Run, RunFolder, load_run
 
 
@@ -29,7 +30,9 @@ def look_into(path: str, base: str | None) -> tuple[AdaptedModel, Run | None, st
     if base is not None or _is_run(path):
         return *load_folder(path, base), ""
     name, why = _base_name(path), "the folder does not name it"
-    if name is not None:
+    if name is not None and not is_here(name):  # nothing is downloaded unasked
+        why = f"there is no {name!r}; --base {name} has it downloaded, if it is one of the hub"
+    elif name is not None:
         try:
             found = load_base(name)
         except (OSError, ValueError, ImportError) as error:

@@ -20,7 +20,7 @@ from polymoe.interop.mixture import task_lora
 from polymoe.interop.mlx import read_mlx, write_mlx
 from polymoe.interop.peft import read_detached
 from polymoe.interop.peft_folder import CONFIG, PICKLE, adapters_in, open_folder
-from polymoe.models.loading import MODEL_PACKAGES
+from polymoe.models.loading import is_here
 
 FORMATS = ("peft", "mlx", "gguf")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -61,9 +61,7 @@ def convert(
     lora = read_lora(source, config=config, task=task)
     if to == "gguf" and config is None:
         name = lora.base.get("name")
-        if name is None or not (
-            name in MODEL_PACKAGES or Path(name).is_dir()
-        ):  # nothing is downloaded unasked
+        if name is None or not is_here(name):  # nothing is downloaded unasked
             raise ValueError(f"base: expected the folder of the base, {source} says {name!r}, got None")
         config = base_config(name)
     error = 0.0

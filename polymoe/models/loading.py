@@ -75,6 +75,11 @@ def load_base(name: str | os.PathLike[str], dtype: str = "float32") -> Base:
         raise kind(f"{where}: {error}") from error
 
 
+def is_here(name: str) -> bool:
+    """Whether a name stands for something on this machine, so that nothing would be downloaded."""
+    return name in MODEL_PACKAGES or Path(name).exists()
+
+
 def find_base(name: str | os.PathLike[str]) -> Path:
     """The folder or GGUF file that a name stands for; downloads a hub id (see :func:`load_base`)."""
     text = os.fspath(name)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import polymoe
 from polymoe.files import PathLike, write_bytes
-from polymoe.report import sections, token_section
+from polymoe.report import router_section, sections, task_section, token_section
 from polymoe.report.inspection import Inspection
 from polymoe.report.markup import describe_list, two
 from polymoe.report.routing import RoutingStatistics
@@ -26,11 +26,11 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 SECTIONS: tuple[tuple[str, str, Callable[[Inspection, str], str]], ...] = (
     ("adapter", "Adapter", sections.facts),
     ("faults", "Is anything wrong?", sections.complaints),
-    ("skills", "Which task uses which skill", sections.weights),
-    ("tasks", "Which tasks are alike", sections.tasks),
-    ("routers", "Router by router", sections.routers),
+    ("skills", "Which task uses which skill", router_section.weights),
+    ("tasks", "Which tasks are alike", task_section.tasks),
+    ("routers", "Router by router", router_section.routers),
     ("text", "One text", token_section.text),
-    ("gradients", "Do the tasks pull the same way", sections.gradients),
+    ("gradients", "Do the tasks pull the same way", task_section.gradients),
 )
 
 
@@ -71,7 +71,10 @@ def fragment(inspection: Inspection, faults: bool = True) -> str:
     if faults:
         parts.append(sections.complaints(inspection, ""))
     if inspection.routes and inspection.statistics is not None:
-        parts += [sections.mean_weights(inspection.statistics), sections.nearest(inspection.statistics)]
+        parts += [
+            router_section.mean_weights(inspection.statistics),
+            task_section.nearest(inspection.statistics),
+        ]
     return styled("".join(parts))
 
 
@@ -79,7 +82,7 @@ def statistics_fragment(statistics: RoutingStatistics) -> str:
     """The same of statistics alone: means of the measures, the mean heatmap, nearest tasks."""
     means = {name.replace("_", " "): two(value) for name, value in statistics.summary().items()}
     heading = f"<h3>{escape(statistics.method)}, router {escape(statistics.router)}</h3>"
-    tables = sections.mean_weights(statistics) + sections.nearest(statistics)
+    tables = router_section.mean_weights(statistics) + task_section.nearest(statistics)
     return styled(heading + describe_list(means) + tables)
 
 
