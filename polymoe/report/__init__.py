@@ -8,7 +8,7 @@
     polymoe.report.write_page("report.html", [found])
 
 Reading order: routing.py (a model's routing by task), texts.py (one text, token by token), inspection.py (all
-there is to see of an adapter), html.py and the files of sections (the page), plots.py (figures); the measures are in
+there is to see of an adapter), html.py and the sections (the page), plots.py (figures); the measures are in
 :mod:`polymoe.adapters.measures`, what they are taken of in :mod:`polymoe.adapters.statistics`.
 """
 

@@ -1,5 +1,5 @@
-"""The sections of a page that are about the adapter as a whole: each takes an inspection and gives HTML, empty
-where there is nothing to show. Those about tasks and routers have files of their own."""
+"""The sections of a page about the adapter as a whole. Each takes an inspection and gives HTML, empty where
+there is nothing to show; those about tasks and routers have files of their own."""
 
 from __future__ import annotations
 
