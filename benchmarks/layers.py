@@ -140,7 +140,8 @@ class Layer:
         want = self.mixed(R, wide, self.x.astype(float), self.dy.astype(float), noise)
         run = lambda: self.mixed(F, weight, self.x, self.dy, noise)
         for name, a, b in zip(("y", "dx", "dlora_A", "dlora_B", "dlogits"), run(), want, strict=True):
-            close(f"{self.shape} r={self.r} {name}", a, b, tolerance, 1e-2)  # dlogits of one skill are 0
+            if name != "dlogits" or self.shape.S > 1:  # of one skill it is 0, and what is left is rounding
+                close(f"{self.shape} r={self.r} {name}", a, b, tolerance)
         same_bits(run)
 
     @property
