@@ -1,11 +1,7 @@
-"""The Llama family against transformers and PEFT: random models that transformers saved, and SmolLM2."""
-
-import json
+"""The Llama family against transformers and PEFT: random models that transformers saved."""
 
 import numpy as np
 import pytest
-import tokenizers
-from real import real_tasks, smollm2_file
 from tiny_llama import tiny_tokenizer
 
 from polymoe import tape
@@ -169,69 +165,3 @@ def test_default_targets_are_those_of_peft():
     theirs = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     for kind in ("llama", "mistral", "qwen2"):
         assert list(Llama.default_target_modules) == theirs[kind]
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    """The base, and transformers' model of the same file."""
-    path = smollm2_file()
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    return load_base("smollm2"), theirs
-
-
-def real_prompts(n):
-    files = sorted(real_tasks("superni").glob("*.json*"))
-    return [text for file in files for text in instances(file)[: -(-n // len(files))]][:n]
-
-
-def instances(file):
-    text = file.read_text(encoding="utf-8")
-    rows = json.loads(text)["Instances"] if file.suffix == ".json" else map(json.loads, text.splitlines())
-    return [row["input"] for row in rows]
-
-
-def test_smollm2_logits_are_those_of_transformers(smollm2):
-    base, theirs = smollm2
-    tokens = base.tokenizer.encode(real_prompts(4))
-    hidden = base(Batch(tokens.cu_seqlens, tokens.ids))
-    for a, b in zip(tokens.cu_seqlens, tokens.cu_seqlens[1:], strict=False):
-        with torch.inference_mode():
-            expected = theirs(torch.tensor(tokens.ids[a:b].astype(np.int64))[None]).logits[0].numpy()
-        error = base.logits(hidden[a:b]) - expected
-        assert np.sqrt(np.mean(error**2) / np.mean(expected**2)) < 1e-4
-        assert np.abs(error).max() < 1e-3
-
-
-def test_smollm2_tokenizer_is_the_one_of_its_definition(smollm2):
-    """Digits split singly, then byte-level BPE; built here by hand from the lists in the file."""
-    from gguf import GGUFReader
-
-    fields = GGUFReader(smollm2_file()).fields
-    tokens, merges, types = (
-        fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "merges", "token_type")
-    )
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.BPE({t: i for i, t in enumerate(tokens)}, [tuple(m.split(" ")) for m in merges])
-    )
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [
-            tokenizers.pre_tokenizers.Digits(individual_digits=True),
-            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.add_special_tokens([t for t, kind in zip(tokens, types, strict=True) if kind == 3])
-    ours = smollm2[0].tokenizer
-    lines = real_prompts(1000) + [
-        "<|im_start|>user\nIn 1984,  2+2 = 5<|im_end|>\n",
-        "",
-        " \n\t x",
-        "東京 ½ é",
-    ]
-    assert len(lines) > 500
-    encoded = ours.encode(lines)
-    expected = tokenizer.encode_batch_fast(lines)
-    for i, want in enumerate(expected):
-        assert encoded.ids[encoded.cu_seqlens[i] : encoded.cu_seqlens[i + 1]].tolist() == want.ids, lines[i]
-    assert ours.chat_template.startswith("{% for message in messages %}")
