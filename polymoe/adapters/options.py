@@ -35,6 +35,10 @@ class AdapterOptions:
     """Other numbers of experts for some modules (mosld's layers have 8, 6, 4, 2 of them)."""
     lora_dropout: float | None = None
     """Dropout of what enters the low-rank term."""
+    bias: Literal["none", "lora_only"] | None = None
+    """Also train the biases of the adapted modules (lora), as PEFT does."""
+    lora_bias: bool | None = None
+    """Add a bias to the low-rank term (lora), as PEFT does."""
     temperature: float | None = None
     """Of the noise of the gates."""
     noise: Literal["per_example", "per_task", "per_step", "off"] | None = None

@@ -4,11 +4,13 @@ import warnings
 
 import numpy as np
 import pytest
+from real import minilm_folder
 from tiny_bert import write_bert
 
 from polymoe import tape
 from polymoe.adapters import adapt
 from polymoe.batch import Batch
+from polymoe.interop.export import shipped_texts
 from polymoe.interop.peft import load_adapter
 from polymoe.models import load_base
 
@@ -264,3 +266,39 @@ def test_the_layer_computes_what_pefts_layer_does():
     expected = theirs(torch.tensor(x), task_ids=torch.tensor(TASKS)).detach().numpy()
     np.testing.assert_allclose(ours.forward(x, TASKS)[0], expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(ours.forward(x[:, 0], TASKS)[0], expected[:, 0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+def test_a_poly_that_peft_has_trained_on_minilm_gives_the_same_here_and_back_there(tmp_path, splits):
+    folder, texts = minilm_folder(), shipped_texts()[:8]
+    base = load_base(folder)
+    config = peft.PolyConfig(
+        r=8, n_tasks=2, n_skills=4, n_splits=splits, target_modules=["query", "value", "output.dense"],
+        task_type="FEATURE_EXTRACTION",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(torch_bert(folder), config).train()
+    optimizer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=1e-2)
+    tokens = base.tokenizer.encode(texts)
+    rows = [tokens.take(np.array([i]))[0].astype(np.int64) for i in range(len(texts))]
+    for _ in range(3):
+        for i, ids in enumerate(rows):
+            hidden = theirs(input_ids=torch.tensor(ids)[None], task_ids=torch.tensor([i % 2]))
+            (hidden.last_hidden_state - (1.0 if i % 2 else -1.0)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = load_adapter(base, tmp_path / "theirs", tasks=["a", "b"])
+    model.save_adapter(tmp_path / "ours")
+    again = from_torch(folder, tmp_path / "ours")
+    for side in (theirs, again):
+        side.eval()
+    for i, ids in enumerate(rows):
+        one = Batch(np.array([0, len(ids)]), ids, task_ids=np.array([i % 2]))
+        given = {"input_ids": torch.tensor(ids)[None], "task_ids": torch.tensor([i % 2])}
+        found = tape.data_of(model(one))
+        assert i or np.abs(found - tape.data_of(base(one))).max() > 0.05
+        for side in (theirs, again):
+            with torch.inference_mode():
+                expected = side(**given).last_hidden_state[0].numpy()
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
