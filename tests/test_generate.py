@@ -20,7 +20,7 @@ from polymoe.models import GenerationConfig, LlamaConfig, generate
 from polymoe.models.cache import KeyValueCache
 from polymoe.models.generate import next_batch
 from polymoe.models.llama import Llama
-from polymoe.models.search import Beams, log_softmax
+from polymoe.models.search import Beams, largest, log_softmax
 
 PROMPTS = [[5, 9, 11], [7], [6, 6, 19, 8, 30, 31, 5, 44], [12, 40]]
 TASK_IDS = np.array([2, 0, 1, 0])
@@ -153,6 +153,13 @@ def test_as_many_beams_as_texts_find_them_all() -> None:
     best = sorted(all_texts([0]), reverse=True)
     assert sorted(found.tokens for found in beams.found) == sorted(text for _, text in best)
     np.testing.assert_allclose([f.score for f in beams.found], [p / steps for p, _ in best])
+
+
+def test_the_largest_are_those_of_a_sort() -> None:
+    rng = np.random.default_rng(0)
+    for size, n in ((5000, 12), (5000, 1), (64, 1), (63, 5), (1000, 200), (7, 9)):
+        for x in (rng.normal(size=size), rng.integers(0, 5, size).astype(float), np.full(size, -np.inf)):
+            np.testing.assert_array_equal(largest(x, n), np.argsort(-x, kind="stable")[:n])
 
 
 def test_draws_follow_the_distribution() -> None:
