@@ -24,7 +24,7 @@ def run_example(example: Path, folder: Path) -> None:
         minilm_folder()
     command = [str(example)] + [str(folder / "out")] * ("sys.argv" in text)
     if example.suffix == ".ipynb":
-        command = [str(Path(__file__).with_name("notebook.py")), str(example), str(folder / example.name)]
+        command = [str(Path(__file__).with_name("run_notebook.py")), str(example), str(folder / example.name)]
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, cwd=folder, timeout=1200, check=False
     )

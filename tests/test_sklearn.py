@@ -192,6 +192,7 @@ def test_a_copy_predicts_the_same_bits(keep, tmp_path):
         joblib.dump(model, tmp_path / "model")
         other = joblib.load(tmp_path / "model")
     np.testing.assert_array_equal(other.predict_proba(x, tasks), model.predict_proba(x, tasks))
+    assert model.model_.base.tokenizer is None  # which held the samples
 
 
 def test_texts_are_learnt_and_pickled_without_their_base(tiny):
