@@ -509,3 +509,39 @@ def test_shared_routers_of_few_experts_at_a_time():
     _, grads = gradients(model, lambda: model(tokens, task_ids=[0, 1, 2]).logits.square().mean())
     assert grads["model.layers.0.self_attn.q_proj.router.specific"].abs().max() > 0
     assert alone(tokens, task_ids=[0, 1, 2]).logits.shape == (3, 1, 90)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_shortcuts_of_torchs_own_encoder_are_not_taken(padded):
+    """In evaluation it computes a whole layer by one kernel, from the weights of its linear layers alone."""
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+    model = torch.nn.TransformerEncoder(layer, 2)
+    x, mask = torch.randn(4, 7, 16), torch.tensor(~MASK) if padded else None
+    model = bridge.inject(model, "poly", TASKS, ["linear1", "linear2"], init_weights=False, noise="off")
+    expected = drawn(model).train()(x, src_key_padding_mask=mask, task_ids=IDS)
+    model.eval()
+    with torch.no_grad():
+        y = model(x, src_key_padding_mask=mask, task_ids=IDS)
+        seen = torch.tensor(MASK) if padded else slice(None)
+        torch.testing.assert_close(y[seen], expected[seen])
+        with bridge.disable_adapter(model):
+            assert (model(x, src_key_padding_mask=mask) - y)[seen].abs().max() > 0.01
+
+
+def test_a_mask_of_another_text_is_not_taken_for_ones_own():
+    """That of the encoder's text says nothing of the decoder's tokens."""
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    model = drawn(bridge.inject(model, "smear", TASKS, init_weights=False), 2.0)
+    mask = torch.tensor([[1, 1, 1, 0]])
+    given = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "decoder_input_ids": torch.tensor([[0, 3, 4, 9]])}
+    routings = []
+    layer = model.decoder.block[0].layer[0].SelfAttention.q
+    original = layer._adapted
+    layer._adapted = lambda x, batch, at: routings.append(batch.n_tokens) or original(x, batch, at)
+    model(**given, attention_mask=mask)
+    assert routings == [4]

@@ -63,10 +63,16 @@ class Forward(Call):
 
     name = "forward"
 
+    @property
+    def has_two_texts(self) -> bool:
+        """Whether a mask may be that of another text than an activation's."""
+        return bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's own, with ``task_ids``: names or ids of the examples, or one for all."""
         ids = self.take(kwargs)
-        with self.passes.forward(ids, batch_size(args, kwargs), mask_of(kwargs)) as at:
+        mask = None if self.has_two_texts else mask_of(kwargs)
+        with self.passes.forward(ids, batch_size(args, kwargs), mask) as at:
             output = self.original(*args, **kwargs)
         self.passes.last = at if at.aux else None
         loss = getattr(output, "loss", None)

@@ -98,6 +98,8 @@ def eject(model: torch.nn.Module) -> Any:
     _replace(model, {layer: layer.original() for layer in injection.layers})
     for call in injection.calls:
         call.remove()
+    for encoder in injection.encoders:
+        encoder.use_nested_tensor = True
     for parameter in injection.frozen:
         parameter.requires_grad_(True)
     return model
@@ -158,7 +160,8 @@ def parameter_groups(model: torch.nn.Module, **settings: Any) -> list[dict[str, 
 
 
 class Injection:
-    """What was done to a model. ``frozen``: its parameters that were trainable before."""
+    """What was done to a model. ``frozen``: its parameters that were trainable before; ``encoders``: torch's,
+    that are kept from nested tensors."""
 
     def __init__(
         self,
@@ -167,8 +170,10 @@ class Injection:
         layers: list[InjectedLinear],
         calls: list[Call],
         frozen: list[torch.nn.Parameter],
+        encoders: list[torch.nn.TransformerEncoder],
     ) -> None:
-        self.base, self.passes, self.layers, self.calls, self.frozen = base, passes, layers, calls, frozen
+        self.base, self.passes, self.layers, self.calls = base, passes, layers, calls
+        self.frozen, self.encoders = frozen, encoders
 
     @property
     def adapter(self) -> Adapter:
@@ -210,7 +215,7 @@ def _install(model: torch.nn.Module, base: TorchBase, adapter: Adapter, seed: in
         calls.append(Generate(model, passes))
     for call in calls:
         call.install()
-    injection = Injection(base, passes, list(layers.values()), calls, trainable)
+    injection = Injection(base, passes, list(layers.values()), calls, trainable, _use_forwards(model))
     for injected in layers.values():
         injected.injection = injection
         if release:
@@ -224,6 +229,25 @@ def _replace(model: torch.nn.Module, others: dict[Any, Any]) -> None:
         for name, child in module._modules.items():
             if child in others:
                 module._modules[name] = others[child]
+
+
+def _use_forwards(model: torch.nn.Module) -> list[torch.nn.TransformerEncoder]:
+    """Keep layers of torch that take a shortcut past their linear layers, whose weights alone they read, from
+    it: hooks are what makes them call those. Returns the encoders that padded texts took a form for it in."""
+    encoders = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.TransformerEncoder) and module.use_nested_tensor:
+            module.use_nested_tensor = False
+            encoders.append(module)
+        if isinstance(module, torch.nn.TransformerEncoderLayer):
+            for part in module.modules():
+                if isinstance(part, InjectedLinear):
+                    part.register_forward_pre_hook(_do_nothing)
+    return encoders
+
+
+def _do_nothing(module: torch.nn.Module, args: Any) -> None:
+    pass
 
 
 def _of(model: torch.nn.Module) -> Injection:

@@ -127,11 +127,8 @@ class Pass:
     def kept(self, shape: tuple[int, ...]) -> tuple[Batch, torch.Tensor, torch.Tensor] | None:
         """Where the mask hides tokens of an activation [B, L, D]: the batch of the others, their rows, and
         those of the hidden ones."""
-        fits = self.mask is not None and len(shape) == 3 and shape[0] == len(self.mask)
-        if not fits or self.mask is None or shape[1] > self.mask.shape[1]:
-            return None
-        mask = self.mask[:, self.mask.shape[1] - shape[1] :]
-        if mask.all():
+        mask = self.mask
+        if mask is None or shape[:-1] != mask.shape:
             return None
         batch = self._packed(np.concatenate([[0], np.cumsum(mask.sum(axis=1))]).astype(np.int64))
         seen, masked = (torch.from_numpy(np.flatnonzero(m)) for m in (mask, ~mask))
