@@ -12,7 +12,7 @@ from tiny_bert import write_bert
 from polymoe import files
 from polymoe.adapters import adapt
 from polymoe.batch import Batch, TaskRegistry
-from polymoe.interop.peft import load_adapter
+from polymoe.interop.peft import load_adapter, read_detached
 from polymoe.models import load_base
 
 LAYERS = [f"encoder.layer.{i}.attention.self.{part}" for i in (0, 1) for part in ("query", "value")]
@@ -406,3 +406,41 @@ def test_weights_that_are_missing_or_too_many_are_taken_as_zeros_and_left_out_wh
     files.write_safetensors(tmp_path / "adapter_model.safetensors", extra)
     with pytest.raises(ValueError, match="expected the weights of 4 layers"):
         load_adapter(base, tmp_path, strict=False)
+
+
+JUNK = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    "",
+    "x",
+    "(",
+    "../../etc/passwd",
+    [],
+    [1],
+    ["a"],
+    {},
+    {"a": "b"},
+    [[1]],
+    [None],
+]
+
+
+@pytest.mark.parametrize("method", ["lora", "poly", "ia3"])
+def test_whatever_stands_in_a_configuration_is_read_or_refused(base, tmp_path, method):
+    """And refused as what a caller expects, with the file named."""
+    make(base, method).save_adapter(tmp_path)
+    (tmp_path / "polymoe.json").unlink()
+    path = tmp_path / "adapter_config.json"
+    config, refused = settings(tmp_path), []
+    for name in [*config, "unknown"]:
+        for value in JUNK:
+            path.write_text(json.dumps({**config, name: value}))
+            try:
+                read_detached(tmp_path)
+            except ValueError as error:
+                refused.append(str(error))
+    assert len(refused) > 50
+    assert all(str(tmp_path) in message for message in refused)

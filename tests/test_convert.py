@@ -12,6 +12,7 @@ from polymoe.files import read_json, read_safetensors, write_safetensors
 from polymoe.interop.convert import convert, read_lora
 from polymoe.interop.lora import Lora, Pair, cat, distance, norm
 from polymoe.interop.merge import dare, merge, ties
+from polymoe.interop.mixture import task_lora
 from polymoe.models import load_base
 
 NAMES = ["encoder.layer.0.attention.self.query", "encoder.layer.1.output.dense"]
@@ -148,13 +149,36 @@ def test_a_task_of_a_poly_folder_is_a_lora_without_its_base(tmp_path, options):
             p.data[...] = rng.normal(size=p.shape)
     model.save_adapter(tmp_path / "poly")
     convert(tmp_path / "poly", tmp_path / "lora", "peft", task="b")
-    from polymoe.interop.mixture import task_lora
-
     assert_same(read_lora(tmp_path / "lora"), task_lora(model, "b"))
     with pytest.raises(ValueError, match=r"task: expected one of \['a', 'b'\], got None"):
         convert(tmp_path / "poly", tmp_path / "no", "peft")
     with pytest.raises(KeyError, match="task: expected one of"):
         convert(tmp_path / "poly", tmp_path / "no", "peft", task="c")
+
+
+@pytest.mark.parametrize(
+    ("method", "task"), [("private", "b"), ("c-poly", "b"), ("mhr-mu", None), ("lora", None)]
+)
+def test_a_task_of_our_own_methods_is_a_lora_without_its_base_too(tmp_path, method, task):
+    base = load_base(write_bert(tmp_path / "base"))
+    model = adapt(base, method, ["a", "b"], r=2, init_weights=False)
+    model.save_adapter(tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "lora", "peft", task=task)
+    assert_same(read_lora(tmp_path / "lora"), task_lora(model, task))
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("smear", "expected a router that goes by task"),
+        ("mov", "expected experts of low rank"),
+        ("tlora", "a 'tlora' adapter is read with its base"),
+    ],
+)
+def test_what_is_no_lora_without_its_base_is_refused(tmp_path, method, reason):
+    adapt(load_base(write_bert(tmp_path / "base")), method, ["a"]).save_adapter(tmp_path / "ours")
+    with pytest.raises(ValueError, match=reason):
+        convert(tmp_path / "ours", tmp_path / "out", "peft")
 
 
 def edit(path, **fields):
@@ -199,6 +223,9 @@ def test_an_mlx_folder_of_another_kind_is_refused(folder):
     edit(folder / "mlx/adapter_config.json", fine_tune_type="lora", lora_parameters={})
     with pytest.raises(ValueError, match="lora_parameters: expected a scale"):
         read_lora(folder / "mlx")
+    edit(folder / "mlx/adapter_config.json", lora_parameters={"scale": float("nan")})
+    with pytest.raises(ValueError, match="lora_parameters: expected a finite scale, got nan"):
+        read_lora(folder / "mlx")
 
 
 @needs_gguf
@@ -208,6 +235,17 @@ def test_a_file_that_is_no_gguf_lora_is_refused(folder):
         read_lora(folder / "broken.gguf")
     with pytest.raises(FileNotFoundError, match="expected a GGUF file, got none"):
         read_lora(folder / "none.gguf")
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(folder / "no alpha.gguf", "bert")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match=r"adapter\.lora\.alpha: expected a finite number, got None"):
+        read_lora(folder / "no alpha.gguf")
     strange = Lora({"embeddings.word_embeddings": pair(0)})
     (folder / "strange").mkdir()
     strange.save(folder / "strange")

@@ -4,6 +4,7 @@ field."""
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
@@ -113,6 +114,7 @@ class AdapterConfig:
         ):
             if isinstance(value := getattr(self, name), list | set | frozenset):
                 object.__setattr__(self, name, tuple(sorted(value) if not isinstance(value, list) else value))
+        self._check_forms()
         self._check_parts()
         self._check_numbers()
         self._check_targets()
@@ -128,6 +130,27 @@ class AdapterConfig:
             )
         ROUTERS[self.router].check(self)
         EXPERTS[self.experts].check(self)
+
+    def _check_forms(self) -> None:
+        """What names or patterns of modules may look like."""
+        for name in ("target_modules", "feedforward_modules", "exclude_modules", "layers_pattern"):
+            value = getattr(self, name)
+            names = value if isinstance(value, tuple) else () if value is None else (value,)
+            if not all(isinstance(entry, str) for entry in names):
+                raise TypeError(f"{name}: expected text or texts, got {value!r}")
+            if isinstance(value, str) or name == "layers_pattern":
+                _check_patterns(name, names)
+        layers = self.layers_to_transform
+        for layer in layers if isinstance(layers, tuple) else () if layers is None else (layers,):
+            if not isinstance(layer, int) or isinstance(layer, bool):
+                raise TypeError(
+                    f"layers_to_transform: expected a number or numbers of layers, got {layers!r}"
+                )
+        for name in ("rank_pattern", "alpha_pattern", "n_skills_pattern"):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+                raise TypeError(f"{name}: expected values by pattern, got {value!r}")
+            _check_patterns(name, tuple(value))
 
     def _check_parts(self) -> None:
         hints = get_type_hints(type(self))
@@ -239,6 +262,14 @@ class AdapterConfig:
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it; ``AdapterConfig(**values)`` reads it back."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def _check_patterns(name: str, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{name}: expected a regular expression, got {pattern!r} ({error})") from None
 
 
 def _is_number(value: Any) -> bool:

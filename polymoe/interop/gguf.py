@@ -10,6 +10,7 @@ the rows of a Llama's q and k are stored in another order, which needs the numbe
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,7 +112,9 @@ def read_gguf(path: PathLike, config: Mapping[str, Any] | None = None) -> Lora:
     if kind not in NAMES:
         raise ValueError(f"{path}: general.architecture: expected one of {', '.join(NAMES)}, got {kind!r}")
     config = {} if config is None else config
-    alpha = float(fields["adapter.lora.alpha"])
+    alpha = fields.get("adapter.lora.alpha")
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise ValueError(f"{path}: adapter.lora.alpha: expected a finite number, got {alpha!r}")
     pairs: dict[str, Pair] = {}
     for key, (A, B) in pair_up(tensors, "weight.lora_a", "weight.lora_b", path).items():
         name, B = _here(kind, key, path), B.copy()

@@ -9,6 +9,7 @@ takes the rest of the scale. ``keys`` are the names after the number of a layer;
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def read_mlx(folder: PathLike) -> Lora:
         scale = float(config["lora_parameters"]["scale"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: lora_parameters: expected a scale, got {error!r}") from error
+    if not math.isfinite(scale):
+        raise ValueError(f"{path}: lora_parameters: expected a finite scale, got {scale}")
     weights = Path(folder) / WEIGHTS
     pairs = pair_up(read_safetensors(weights), "lora_a", "lora_b", weights)
     model = config.get("model")

@@ -188,6 +188,8 @@ def from_peft(settings: dict[str, Any], path: Path) -> tuple[AdapterConfig, int]
         raise ValueError(f"{path}: expected polymoe.json beside it (peft_type POLYMOE), got none")
     fields = {name: settings[name] for name in _FIELDS[kind] if settings.get(name) is not None}
     n_tasks = settings.get("n_tasks", 1) if kind == "POLY" else 0
+    if kind == "POLY" and (isinstance(n_tasks, bool) or not isinstance(n_tasks, int) or n_tasks < 1):
+        raise ValueError(f"{path}: n_tasks: expected an integer from 1 on, got {n_tasks!r}")
     known = {*_FIELDS[kind], *_IGNORED, "n_tasks"}
     for name, value in settings.items():
         plain = _PLAIN.get(name)
