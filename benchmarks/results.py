@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.options import Options
-from benchmarks.table import Table
+from benchmarks.table import Table, targets
 from benchmarks.targets import Results
 from benchmarks.timing import Row
 
@@ -35,6 +35,7 @@ def write(path: Path, run: Run) -> None:
         "options": run.options,
         "load": run.load,
         "roofs": run.roofs,
+        "targets": [list(row) for row in targets(run.results).rows],
         "resident": list(run.results.resident),
         "rows": [row.as_dict() for row in run.results.rows],
     }

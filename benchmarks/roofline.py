@@ -52,7 +52,7 @@ def _roofline(panel: Any, run: Run) -> None:
     peak = run.roofs["peak"] * 1e-9
     points = [_point(row) for row in rows] or [(1.0, peak)]
     low, high = min(x for x, _ in points) / 5, max(max(x for x, _ in points) * 2.5, 30.0)
-    bf16 = any(row.dtype == "bfloat16" for row in rows)
+    bf16 = run.options["isas"][0].endswith("bf16")
     panel.set(xscale="log", yscale="log", xlim=(low, high))
     panel.set_ylim(min(y for _, y in points) / 2, peak * (4 if bf16 else 2))
     x = np.geomspace(low, high, 400)

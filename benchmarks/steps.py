@@ -73,33 +73,26 @@ def step(options: Options, name: str, texts: Texts, what: str) -> Contest:
         shape = (len(texts.task_ids), ours(name).base.hidden_size)
         dy = np.random.default_rng(1).standard_normal(shape, np.float32)
     work, tokens = ours(name).work(texts), float(texts.cu_seqlens[-1])
-    flops = work.frozen + work.rest
-    shared: dict[str, Any] = {"flops": flops, "tokens": tokens}
-    candidates = [Candidate("polymoe", partial(ours(name), texts, dy), least=work.least("float32"), **shared)]
-    if name == "minilm":
-        assert dy is not None
-        candidates.append(Candidate("polymoe frozen base", partial(ours(name).frozen, texts, dy)))
-        candidates[0] = candidates[0]._replace(bare="polymoe frozen base")
-    half = partial(ours(name, "bfloat16"), texts, dy)
-    candidates.append(
-        Candidate("polymoe bf16", half, dtype="bfloat16", least=work.least("bfloat16"), **shared)
-    )
+    shared: dict[str, Any] = {"flops": work.frozen + work.rest, "tokens": tokens}
+    fp32 = {**shared, "least": work.least("float32")}
+    bf16 = {**shared, "least": work.least("bfloat16"), "dtype": "bfloat16"}
+    bare = "frozen base" if dy is not None else None
+    candidates = [
+        Candidate("polymoe", partial(ours(name), texts, dy), bare=bare and f"polymoe {bare}", **fp32),
+        Candidate("polymoe bf16", partial(ours(name, "bfloat16"), texts, dy), **bf16),
+    ]
+    if dy is not None:
+        candidates.append(Candidate(f"polymoe {bare}", partial(ours(name).frozen, texts, dy)))
     if options.torch:
-        limits = {d: work.least(d) for d in ("float32", "bfloat16")}
-        for memory, before in _memory():
-            fp32 = partial(peft(name), texts, dy)
-            candidates.append(
-                Candidate(f"PEFT{memory}", fp32, before=before, least=limits["float32"], **shared)
-            )
-        for memory, before in _memory() if not options.quick else _memory()[-1:]:
-            half = partial(peft(name), texts, dy, bf16=True)
-            candidates.append(
-                Candidate(f"PEFT bf16 autocast{memory}", half, against="polymoe bf16", dtype="bfloat16",
-                          before=before, least=limits["bfloat16"], **shared)
-            )  # fmt: skip
-        if name == "minilm":
-            base = partial(peft(name, False), texts, dy)
-            candidates.append(Candidate("torch frozen base", base, before=_memory()[-1][1]))
+        theirs = partial(peft(name), texts, dy)
+        for memory, before in _memory()[-1 if options.quick else 0 :]:
+            more = {**fp32, "before": before, "bare": bare and f"torch {bare}"}
+            candidates.append(Candidate(f"PEFT{memory}", theirs, **more))
+            more = {**bf16, "before": before, "against": "polymoe bf16"}
+            candidates.append(Candidate(f"PEFT bf16 autocast{memory}", partial(theirs, bf16=True), **more))
+        if dy is not None:
+            run, more = partial(peft(name, False), texts, dy), {"against": f"polymoe {bare}"}
+            candidates.append(Candidate(f"torch {bare}", run, before=_memory()[-1][1], **more))
     return Contest("steps", what, candidates, partial(_check, options, name, texts, dy))
 
 

