@@ -29,7 +29,7 @@ from polymoe.adapters.model import AdaptedModel
 from polymoe.files import PathLike, json_bytes, safetensors_bytes, write_files
 from polymoe.interop import peft_config
 from polymoe.interop.peft_folder import CARD, CONFIG, FORMAT_VERSION, OURS, WEIGHTS, open_folder
-from polymoe.interop.peft_keys import describe, entries, find_sites
+from polymoe.interop.peft_keys import describe, entries, find_sites, without_head
 from polymoe.nn import Module
 
 MARK = "<!-- written by polymoe; a card without this line is not overwritten -->"
@@ -202,6 +202,7 @@ def _fill(
 ) -> None:
     places = entries(adapter, kind)
     expected = {entry.key for entry in places}
+    found = without_head(found, expected)
     if found.keys() != expected:
         missing, extra = sorted(expected - found.keys()), sorted(found.keys() - expected)
         message = (

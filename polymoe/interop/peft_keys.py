@@ -15,7 +15,7 @@ anything else              under its own name, as it is                         
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,6 +138,18 @@ _WIDTHS = {
     "poly_lora_A": ("n_in", (0, 2)),
     "poly_lora_B": ("n_out", (0, 3)),
 }
+
+
+def without_head(found: dict[str, np.ndarray], expected: Collection[str]) -> dict[str, np.ndarray]:
+    """The weights under the names of the bare base, where all of them have one and the same name before it,
+    that of the base in a model with a head ("bert."); else as they are."""
+    first = next(iter(expected), PREFIX).removeprefix(PREFIX)
+    for key in found:
+        head = key.removeprefix(PREFIX).removesuffix(first)
+        if key.endswith(f".{first}") and head and all(k.startswith(PREFIX + head) for k in found):
+            bare = {PREFIX + k.removeprefix(PREFIX + head): array for k, array in found.items()}
+            return bare if bare.keys() == set(expected) else found
+    return found
 
 
 def describe(keys: Iterable[str]) -> str:

@@ -86,6 +86,19 @@ def test_an_ia3_of_ours_on_some_layers_loads_in_peft(folder, tmp_path):
     np.testing.assert_allclose(found, ours(model, TEXTS, "a"), rtol=0, atol=1e-5)
 
 
+def test_a_lora_of_a_model_with_a_head_is_one_of_its_base(folder, tmp_path):
+    config = transformers.BertConfig.from_pretrained(folder)
+    torch.manual_seed(0)
+    whole = transformers.BertForMaskedLM(config)
+    whole.bert.load_state_dict(torch_bert(folder).state_dict())
+    theirs = peft.get_peft_model(whole, peft.LoraConfig(r=2, target_modules=["key"], init_lora_weights=False))
+    theirs.eval().save_pretrained(tmp_path / "theirs")
+    base = load_base(folder)
+    model = load_adapter(base, tmp_path / "theirs", tasks=["a"])
+    expected = hidden(theirs.base_model.model.bert, base, TEXTS)
+    np.testing.assert_allclose(ours(model, TEXTS, "a"), expected, rtol=0, atol=1e-5)
+
+
 # ---- a base that is not here: GPT-2, whose layers are Conv1D
 
 
