@@ -165,7 +165,7 @@ def contest(options: Options, shape: Shape) -> Contest:
     candidates = [Candidate("polymoe frozen", first.frozen(packed), frozen, moved)]
     for r, layer in layers.items():
         work = (frozen + layer.adapter_flops, moved)
-        label = f"layer {D} → {O}, r={r}"
+        label = f"{D} → {O}, r={r}"
         candidates.append(
             Candidate(f"polymoe r={r}", layer.poly(packed), *work, bare="polymoe frozen", label=label)
         )

@@ -14,7 +14,7 @@ from benchmarks.targets import Results
 from benchmarks.timing import Row
 
 FORMAT = 1
-LEAST_CHANGE = 0.03  # of a ratio
+LEAST_CHANGE = 0.05  # of a ratio
 
 
 class Run(NamedTuple):
@@ -71,21 +71,20 @@ class Change(NamedTuple):
 def changes(before: Sequence[Row], now: Sequence[Row]) -> Iterator[Change]:
     """What changed by more than the noise of the rows, least gain first: a rival's time over ours, percent of
     the roof, and what an adapter costs."""
-    old = {(row.group, row.what, row.who): row for row in before}
-    old_own, own = ({(row.group, row.what, row.who): row for row in rows} for rows in (before, now))
+    old, own = ({(row.group, row.what, row.who): row for row in rows} for rows in (before, now))
     found = []
     for row in now:
         was = old.get((row.group, row.what, row.who))
         if was is None or row.group == "growth":
             continue
         noise = max(LEAST_CHANGE, row.noise, was.noise)
-        if row.who != row.against:
-            ours = [rows.get((row.group, row.what, row.against), row) for rows in (old_own, own)]
+        if row.who != row.against == was.against:
+            ours = [rows.get((row.group, row.what, row.against), row) for rows in (old, own)]
             noise = max(noise, *(r.noise for r in ours))
-            sign = -1 if row.who.startswith("polymoe") else 1  # a variant of ours: less is better
-            found.append(
-                _change(row, f"time over that of {row.against}", was.ratio[-1], row.ratio[-1], noise, sign)
-            )
+            if not row.who.startswith("polymoe"):
+                found.append(
+                    _change(row, f"time over that of {row.against}", was.ratio[-1], row.ratio[-1], noise)
+                )
         if row.who.startswith("polymoe") and row.limit[0] > 0 and was.limit[0] > 0:
             found.append(_change(row, "% of roof", was.percent[1], row.percent[1], noise))
         if row.who.startswith("polymoe") and row.overhead is not None and was.overhead is not None:
@@ -96,8 +95,8 @@ def changes(before: Sequence[Row], now: Sequence[Row]) -> Iterator[Change]:
     yield from sorted(changed, key=lambda c: c.gain)
 
 
-def _change(row: Row, quantity: str, before: float, now: float, noise: float, sign: int = 1) -> Change:
-    return Change(row, quantity, before, now, (now / before) ** sign, noise)
+def _change(row: Row, quantity: str, before: float, now: float, noise: float) -> Change:
+    return Change(row, quantity, before, now, now / before, noise)
 
 
 def comparison(before: Run, now: Run) -> Table:

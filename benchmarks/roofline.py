@@ -128,7 +128,8 @@ def _grows(panel: Any, g: Growth) -> None:
     panel.set_yscale("log")
     low, high = min(g.seconds) * 1e3, max(g.seconds) * 1e3
     panel.set_ylim(low / 2, max(high, 8 * low) * 2)
-    panel.xaxis.set_minor_formatter(NullFormatter())
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_minor_formatter(NullFormatter())
     panel.set_title(f"{g.name}: slope {g.slope:.2f}", loc="left", fontsize=9)
     panel.set_xlabel(g.name, fontsize=8)
     panel.tick_params(labelsize=7)
