@@ -188,6 +188,22 @@ def test_the_loss_is_that_of_the_targets_alone() -> None:
         assert target[-1] == 1
 
 
+def test_prompt_and_target_have_each_the_room_of_a_text() -> None:
+    made = model("poly")
+    rows = [("x" * 90, "y" * 90), ("x", "y" * 40)]
+    tasks = read_tasks({"a": {"train": rows, "test": rows}})
+    objective = Lm()
+    objective.prepare(made, tasks)
+    split = objective.encode(made, tasks, "test")
+    np.testing.assert_array_equal(split.prompt_lengths, [64, 3])  # a mark of a word, x, the end
+    np.testing.assert_array_equal(split.tokens.lengths - split.prompt_lengths, [63, 42])
+    np.testing.assert_array_equal(split.tokens.truncated, [True, False])
+    assert np.isfinite(
+        objective.loss(made, objective.batch(made, split, np.arange(2), 0, 0)).per_example
+    ).all()
+    np.testing.assert_array_equal(split.inputs.lengths, [64, 3])
+
+
 def test_reports_read_the_text_in_the_encoder_and_the_start_in_the_decoder() -> None:
     made = model("molora")
     found = routing_statistics(made, {"x": ["the cat", "a"], "y": ["cat"]})

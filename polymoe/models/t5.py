@@ -243,6 +243,10 @@ class T5(Writer):
         """A prompt and what is written are texts of their own, of at most ``most`` tokens each."""
         return most if n_new < most else 0
 
+    def target_room(self, most: int) -> int:
+        """All but the start."""
+        return max(most - 1, 1)
+
     def begin(self, batch: Batch) -> Batch:
         """The batch's tokens become the source; the decoder stands at its start."""
         if batch.token_ids is None:

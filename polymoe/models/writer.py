@@ -36,6 +36,10 @@ class Writer(Base):
         ``most``."""
         return most - n_new
 
+    def target_room(self, most: int) -> int:
+        """Tokens that a target may have where texts have at most ``most``: half, the rest is the prompt's."""
+        return max(most // 2, 1)
+
     def begin(self, batch: Batch) -> Batch:
         """The batch whose hidden states say how the texts of ``batch`` go on: itself."""
         return batch

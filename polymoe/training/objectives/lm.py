@@ -96,7 +96,7 @@ class Lm(Objective):
 
     Prompt and target are encoded apart, so that what is learnt is what is met when a text is written. Of a
     text that is too long the prompt is cut (:func:`polymoe.data.prompts.encode_prompts`), and the target only
-    where it is more than half of what the base takes; a base with an encoder has room for each of them, and
+    where it is more than half of what the base takes; a base with an encoder has room for either text, and
     the prompt ends as its texts do. Evaluated by what is written (exact match, ROUGE),
     where outputs are a set of labels also by which of them is likeliest (accuracy: the mean log probability
     of a label's tokens, the ending one too), and by the loss, which selects the best step unless the
@@ -168,8 +168,9 @@ class Lm(Objective):
         examples = tuple(example for part in parts.values() for example in part)
         targets = self._targets(model, [e.output for e in examples])
         most = self.tokenizer(model).max_length
-        cut = np.array([len(target) > most // 2 for target in targets], bool)
-        targets = [target[: max(most // 2, 1)] for target in targets]
+        room = model.base.target_room(most)
+        cut = np.array([len(target) > room for target in targets], bool)
+        targets = [target[:room] for target in targets]
         for example, target in zip(examples, targets, strict=True):
             if not target:
                 raise ValueError(f"{example.where}: output: expected text (the base ends no text), got none")
