@@ -93,13 +93,13 @@ enum pm_gate { PM_SIGMOID, PM_STRAIGHT_THROUGH, PM_SOFTMAX, PM_L2, PM_GATES }; /
     K(dot, (ptrdiff_t n, const real *a, const real *b, double *out))                                         \
     K(layer_norm_fwd, (ptrdiff_t N, ptrdiff_t D, const real *x, const real *residual, const real *weight,    \
                        const real *bias, real eps, real *y, real *mean, real *rstd))                         \
-    K(layer_norm_bwd,                                                                                        \
-      (ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x, const real *residual, const real *weight,    \
-       const real *mean, const real *rstd, real *dx, real *dweight, real *dbias))                            \
+    K(layer_norm_bwd, (ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x, const real *residual,        \
+                       const real *weight, const real *bias, const real *inverse, const real *mean,          \
+                       const real *rstd, real *dx, real *dweight, real *dbias))                              \
     K(rms_norm_fwd,                                                                                          \
       (ptrdiff_t N, ptrdiff_t D, const real *x, const real *weight, real eps, real *y, real *rstd))          \
     K(rms_norm_bwd, (ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x, const real *weight,            \
-                     const real *rstd, real *dx, real *dweight))                                             \
+                     const real *inverse, const real *rstd, real *dx, real *dweight))                        \
     K(l2_normalize_fwd, (ptrdiff_t B, ptrdiff_t D, const real *x, real eps, real *y, real *norm))            \
     K(attention_scratch, (ptrdiff_t Lk, ptrdiff_t d, int backward, ptrdiff_t *values))                       \
     K(attention_fwd, (ptrdiff_t L, ptrdiff_t Lk, ptrdiff_t d, ptrdiff_t M, ptrdiff_t W, ptrdiff_t ld,        \

@@ -144,6 +144,8 @@ def layer_norm_bwd(
     x: _Array,
     residual: _Array | None,
     weight: _Array,
+    bias: _Array | None,
+    inverse: _Array | None,
     mean: _Array,
     rstd: _Array,
     dx: _Array,
@@ -257,7 +259,14 @@ def release_memory() -> int: ...
 def relu_bwd(y: _Array, dy: _Array, dx: _Array, /) -> None: ...
 def relu_fwd(x: _Array, y: _Array, /) -> None: ...
 def rms_norm_bwd(
-    dy: _Array, x: _Array, weight: _Array, rstd: _Array, dx: _Array, dweight: _Array | None, /
+    dy: _Array,
+    x: _Array,
+    weight: _Array,
+    inverse: _Array | None,
+    rstd: _Array,
+    dx: _Array,
+    dweight: _Array | None,
+    /,
 ) -> None: ...
 def rms_norm_fwd(x: _Array, weight: _Array, eps: float, y: _Array, rstd: _Array, /) -> None: ...
 def rope(x: _Array, cos: _Array, sin: _Array, positions: _Array, back: int, y: _Array, /) -> None: ...

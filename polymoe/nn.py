@@ -15,7 +15,20 @@ import numpy as np
 from polymoe import _core, tape
 from polymoe.batch import Batch
 from polymoe.functional import PackedWeight
-from polymoe.tape import Node
+from polymoe.tape import Gradient, Node
+
+
+class GradientInPlace(Gradient):
+    """One that is added to in place: it may be a view of a flat buffer."""
+
+    __slots__ = ()
+
+    def accumulate(self, grad: np.ndarray) -> None:
+        """Add a gradient."""
+        if self.grad is None:
+            self.grad = np.array(grad)
+        else:
+            self.grad += grad
 
 
 class Parameter(Node):
@@ -29,7 +42,7 @@ class Parameter(Node):
     __slots__ = ("frozen", "group", "trainable")
 
     def __init__(self, data: np.ndarray, group: str = "skills", trainable: bool = True) -> None:
-        super().__init__(data)
+        super().__init__(data, GradientInPlace())
         self.group = group
         self.trainable = trainable
         self.frozen = range(0)
@@ -46,13 +59,6 @@ class Parameter(Node):
             return [(0, rows, self.trainable)]
         a, b = self.frozen.start, self.frozen.stop
         return [piece for piece in ((0, a, True), (a, b, False), (b, rows, True)) if piece[0] < piece[1]]
-
-    def accumulate(self, grad: np.ndarray) -> None:
-        """Add a gradient in place."""
-        if self.grad is None:
-            self.grad = np.array(grad)
-        else:
-            self.grad += grad
 
 
 class Module:
@@ -178,15 +184,29 @@ class FeedForward(Module):
         return project("down", self.activation(project("up", x)))
 
 
+MOST_SHIFT = 16.0
+"""|bias / weight| of a norm up to which its normalised rows are found again from what it returns: they lose
+so many units in the last place."""
+
+
+def _inverse(weight: np.ndarray, bias: np.ndarray) -> np.ndarray | None:
+    """1 / weight, where that is safe for every column, else None."""
+    tiny = np.sqrt(np.finfo(weight.dtype).tiny)
+    if not (np.all(np.abs(weight) > tiny) and np.all(np.abs(bias) <= MOST_SHIFT * np.abs(weight))):
+        return None
+    return 1 / weight
+
+
 class LayerNorm(Module):
     """LayerNorm(x + residual) over the last axis, frozen scale and shift."""
 
     def __init__(self, weight: np.ndarray, bias: np.ndarray, eps: float) -> None:
         self.weight, self.bias, self.eps = weight, bias, eps
+        self._inverse = _inverse(weight, bias)
 
     def __call__(self, x: np.ndarray | Node, residual: np.ndarray | Node | None = None) -> Any:
         """[N, D] -> [N, D]."""
-        return tape.layer_norm(x, self.weight, self.bias, self.eps, residual)
+        return tape.layer_norm(x, self.weight, self.bias, self.eps, residual, self._inverse)
 
     def extra_repr(self) -> str:
         """Size."""
@@ -198,10 +218,11 @@ class RMSNorm(Module):
 
     def __init__(self, weight: np.ndarray, eps: float) -> None:
         self.weight, self.eps = weight, eps
+        self._inverse = _inverse(weight, np.zeros_like(weight))
 
     def __call__(self, x: np.ndarray | Node) -> Any:
         """[N, D] -> [N, D]."""
-        return tape.rms_norm(x, self.weight, self.eps)
+        return tape.rms_norm(x, self.weight, self.eps, self._inverse)
 
     def extra_repr(self) -> str:
         """Size."""

@@ -99,7 +99,14 @@ def silu_backward(saved: Any, dy: Any) -> Grads:
     return {"dx": dy * (s + saved * s * (1 - s))}
 
 
-def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-12, residual: Any = None) -> Pair:
+def layer_norm(
+    x: Any,
+    weight: Any,
+    bias: Any,
+    eps: float = 1e-12,
+    residual: Any = None,
+    inverse: Any = None,  # a matter of memory
+) -> Pair:
     h = x if residual is None else x + residual
     rstd = 1 / np.sqrt(h.var(axis=1, keepdims=True) + eps)
     xh = (h - h.mean(axis=1, keepdims=True)) * rstd
@@ -118,7 +125,7 @@ def layer_norm_backward(saved: Any, dy: Any) -> Grads:
     }
 
 
-def rms_norm(x: Any, weight: Any, eps: float = 1e-6) -> Pair:
+def rms_norm(x: Any, weight: Any, eps: float = 1e-6, inverse: Any = None) -> Pair:
     rstd = 1 / np.sqrt((x * x).mean(axis=1, keepdims=True) + eps)
     return x * rstd * weight, (x * rstd, rstd, weight)
 

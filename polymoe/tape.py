@@ -28,23 +28,42 @@ _current: ContextVar[Tape | None] = ContextVar("polymoe_tape", default=None)
 _losses: ContextVar[list[Any] | None] = ContextVar("polymoe_losses", default=None)
 
 
+class Gradient:
+    """Where the gradient of a value is summed: all that a record knows of the value, which is freed when
+    nobody else needs it."""
+
+    __slots__ = ("grad",)
+
+    def __init__(self) -> None:
+        self.grad: np.ndarray | None = None
+
+    def accumulate(self, grad: np.ndarray) -> None:
+        """Add a gradient. The first is kept as it is: a backward never returns an array that it keeps."""
+        self.grad = grad if self.grad is None else self.grad + grad
+
+
 class Node:
     """A value on the tape: ``data`` (array) and, during backward, ``grad`` (array or None)."""
 
-    __slots__ = ("data", "grad")
+    __slots__ = ("data", "gradient")
 
-    def __init__(self, data: np.ndarray) -> None:
+    def __init__(self, data: np.ndarray, gradient: Gradient | None = None) -> None:
         self.data = data
-        self.grad: np.ndarray | None = None
+        self.gradient = Gradient() if gradient is None else gradient
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the value."""
         return self.data.shape
 
-    def accumulate(self, grad: np.ndarray) -> None:
-        """Add a gradient. The first is kept as it is: a backward never returns an array that it keeps."""
-        self.grad = grad if self.grad is None else self.grad + grad
+    @property
+    def grad(self) -> np.ndarray | None:
+        """The sum of its gradients so far, or None."""
+        return self.gradient.grad
+
+    @grad.setter
+    def grad(self, grad: np.ndarray | None) -> None:
+        self.gradient.grad = grad
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
         raise TypeError(
@@ -57,10 +76,10 @@ class Node:
 
 
 class _Record(NamedTuple):
-    output: Node
+    output: Gradient
     saved: Any
     backward: Callable[..., Any]
-    inputs: dict[str, Node]  # argument name -> node
+    inputs: dict[str, Gradient]  # by the name of the argument
     selective: bool  # backward takes `needs`
     adds: bool  # backward takes `onto`, what dx is added to
 
@@ -110,7 +129,7 @@ class Tape:
         self.dlosses = scalar if dlosses is None else dlosses
         for loss in self.losses:
             if isinstance(loss, Node):
-                loss.accumulate(np.full_like(loss.data, self.dlosses))
+                loss.gradient.accumulate(np.full_like(loss.data, self.dlosses))
         while self.records:
             record = self.records.pop()
             dout = record.output.grad
@@ -118,14 +137,14 @@ class Tape:
                 continue
             options: dict[str, Any] = {"needs": set(record.inputs)} if record.selective else {}
             x = record.inputs.get("x")
-            if record.adds and type(x) is Node:  # a sum that costs no pass of its own
+            if record.adds and type(x) is Gradient:  # a sum that costs no pass of its own
                 options["onto"], x.grad = x.grad, None
             grads = record.backward(record.saved, dout, **options)
-            for name, node in record.inputs.items():
+            for name, gradient in record.inputs.items():
                 grad = getattr(grads, "d" + name)
                 if grad is not None:
-                    node.accumulate(grad)
-            if record.output is not output:
+                    gradient.accumulate(grad)
+            if record.output is not output.gradient:
                 record.output.grad = None
 
 
@@ -155,16 +174,16 @@ def differentiable(
         bound = dict(zip(parameters, args, strict=False)) | kwargs
         if len(bound) != len(args) + len(kwargs):
             signature.bind(*args, **kwargs)  # too many arguments, or one given twice: it says which
-        nodes = {
-            name: value
+        gradients = {
+            name: value.gradient
             for name, value in bound.items()
             if isinstance(value, Node) and getattr(value, "trainable", True)
         }
         y, saved = forward(**{name: data_of(value) for name, value in bound.items()})
         output = y
-        if tape is not None and nodes:
+        if tape is not None and gradients:
             output = Node(y)
-            tape.records.append(_Record(output, saved, backward, nodes, selective, adds))
+            tape.records.append(_Record(output.gradient, saved, backward, gradients, selective, adds))
         return output if beside is None else (output, getattr(saved, beside))
 
     op.__name__ = op.__qualname__ = forward.__name__
@@ -244,7 +263,8 @@ def checkpoint(fn: Callable[..., Any], *args: Any) -> Any:
         inner.backward(again, dy, tape.dlosses)
         return _Gradients({"d" + name: leaf.grad for name, leaf in leaves.items()})
 
-    tape.records.append(_Record(output, None, backward, nodes, False, False))
+    gradients = {name: node.gradient for name, node in nodes.items()}
+    tape.records.append(_Record(output.gradient, None, backward, gradients, False, False))
     return output
 
 

@@ -277,6 +277,22 @@ def layer_norm_cases() -> Iterator[Case]:
                 big=d == 384,
             )  # one or two columns: dx is a difference of large numbers
 
+            def with_inverse(
+                rng: np.random.Generator, make: Callable[[np.random.Generator], Args] = make
+            ) -> Args:
+                args = make(rng)
+                weight = np.sign(args["weight"]) * (0.5 + np.abs(args["weight"]))
+                return {**args, "weight": weight, "inverse": 1 / weight}
+
+            yield Case(
+                "layer_norm",
+                f"N={n} D={d}{' residual' if residual else ''} inverse",
+                with_inverse,
+                ("x", "residual") if residual else ("x",),
+                {"float32": 1e-5, "float64": 1e-11},
+                floor=1e3 if d < 3 else 1e-2,
+            )
+
 
 def rms_norm_cases() -> Iterator[Case]:
     for n, d in [(0, 5), (1, 1), (3, 2), (127, 15), (128, 16), (129, 17), (300, 33), (700, 576)]:
@@ -294,6 +310,21 @@ def rms_norm_cases() -> Iterator[Case]:
             8.0 * n * d,
             floor=100.0 if d < 3 else 1e-2,  # one or two columns: dx is a difference of large numbers
             big=d == 576,
+        )
+
+        def with_inverse(
+            rng: np.random.Generator, make: Callable[[np.random.Generator], Args] = make
+        ) -> Args:
+            args = make(rng)
+            return {**args, "inverse": 1 / args["weight"]}
+
+        yield Case(
+            "rms_norm",
+            f"N={n} D={d} inverse",
+            with_inverse,
+            ("x",),
+            {"float32": 1e-5, "float64": 1e-11},
+            floor=100.0 if d < 3 else 1e-2,
         )
 
 

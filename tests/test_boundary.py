@@ -459,12 +459,15 @@ def test_refusals_leak_no_references(bad: Bad) -> None:
 
 GOOD: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
     (_core.add, (f32(3), f32(3), f32(3))),
-    (_core.layer_norm_bwd, (f32(2, 3), f32(2, 3), None, f32(3), f32(2), f32(2), f32(2, 3), None, f32(3))),
+    (
+        _core.layer_norm_bwd,
+        (f32(2, 3), f32(2, 3), None, f32(3), f32(3), f32(3), f32(2), f32(2), f32(2, 3), None, f32(3)),
+    ),
     (
         _core.attention_fwd,
         (*[f32(3, 4)] * 3, i64(0, 3), i64(0, 3), None, 2, 2, 1.0, 0, f32(2, 5), f32(3, 4), f32(2, 3)),
     ),
-    (_core.rms_norm_bwd, (f32(2, 3), f32(2, 3), f32(3), f32(2), f32(2, 3), f32(3))),
+    (_core.rms_norm_bwd, (f32(2, 3), f32(2, 3), f32(3), f32(3), f32(2), f32(2, 3), f32(3))),
     (_core.rope, (f32(2, 4), f32(5, 2), f32(5, 2), i64(0, 4), 0, f32(2, 4))),
     (_core.cross_entropy_fwd, (f32(2, 3), i64(0, 1), None, None, None, f32(1), f32(2), f32(2))),
     (_core.task_router_fwd, (f32(3, 1, 4), i64(0, 2), None, None, 1.0, 0, 0, *[f32(2, 1, 4)] * 3)),

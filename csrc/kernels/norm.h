@@ -3,7 +3,8 @@
  *   y  = xh * weight + bias
  *   dx = dresidual = rstd * (g - mean(g) - xh * mean(g * xh)),  g = dy * weight
  *   dweight = sum_n dy * xh    dbias = sum_n dy
- * x residual y [N,D]   weight bias [D]   mean rstd [N]. Saved are x, residual, mean and rstd: nothing else is written. */
+ * x residual y [N,D]   weight bias [D]   mean rstd [N]. Saved are x, residual, mean and rstd: nothing else is written.
+ * With inverse = 1/weight [D], backward takes y in place of x: xh = (y - bias) inverse. What follows keeps y anyway. */
 
 static void FN(layer_norm_fwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict x,
                                const real *restrict residual, const real *restrict weight,
@@ -46,6 +47,7 @@ static void FN(layer_norm_fwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict x,
 /* dweight and dbias are added to; NULL where not wanted. */
 static void FN(layer_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict dy, const real *restrict x,
                                const real *restrict residual, const real *restrict weight,
+                               const real *restrict bias, const real *restrict inverse,
                                const real *restrict mean, const real *restrict rstd, real *restrict dx,
                                real *restrict dweight, real *restrict dbias)
 {
@@ -57,15 +59,20 @@ static void FN(layer_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict dy
         vec acc = { 0 }, acc_xh = { 0 };
         real sum = 0, sum_xh = 0;
         for (; d + LANES <= D; d += LANES) {
-            vec h = *(const vec *)(x_n + d);
-            if (residual) h += *(const vec *)(residual_n + d);
-            const vec xh = (h - mu) * inv, g = *(const vec *)(dy_n + d) * *(const vec *)(weight + d);
+            vec xh = *(const vec *)(x_n + d);
+            if (inverse) xh = (xh - *(const vec *)(bias + d)) * *(const vec *)(inverse + d);
+            else {
+                if (residual) xh += *(const vec *)(residual_n + d);
+                xh = (xh - mu) * inv;
+            }
+            const vec g = *(const vec *)(dy_n + d) * *(const vec *)(weight + d);
             acc += g;
             acc_xh += g * xh;
             *(vec *)(dx_n + d) = xh;
         }
         for (; d < D; d++) {
-            dx_n[d] = ((residual ? x_n[d] + residual_n[d] : x_n[d]) - mu) * inv;
+            dx_n[d] = inverse ? (x_n[d] - bias[d]) * inverse[d]
+                              : ((residual ? x_n[d] + residual_n[d] : x_n[d]) - mu) * inv;
             sum += dy_n[d] * weight[d];
             sum_xh += dy_n[d] * weight[d] * dx_n[d];
         }
@@ -95,23 +102,31 @@ static void FN(rms_norm_fwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict x, c
     }
 }
 
-/* dweight is added to; NULL where not wanted. */
+/* dweight is added to; NULL where not wanted. With inverse, x is y, as above. */
 static void FN(rms_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *restrict dy, const real *restrict x,
-                             const real *restrict weight, const real *restrict rstd, real *restrict dx,
-                             real *restrict dweight)
+                             const real *restrict weight, const real *restrict inverse,
+                             const real *restrict rstd, real *restrict dx, real *restrict dweight)
 {
     for (ptrdiff_t n = 0; n < N; n++) {
         const real *dy_n = dy + n * D, *x_n = x + n * D, inv = rstd[n];
-        real *dx_n = dx + n * D, rest = 0;
+        real *dx_n = dx + n * D, rest = 0; /* holds xh until it holds dx */
         ptrdiff_t d = 0;
         vec along = { 0 };
-        for (; d + LANES <= D; d += LANES)
-            along += *(const vec *)(dy_n + d) * *(const vec *)(weight + d) * *(const vec *)(x_n + d);
-        for (; d < D; d++) rest += dy_n[d] * weight[d] * x_n[d];
-        const real m = (rest + FN(vsum)(along)) / (real)D * inv * inv;
-        for (d = 0; d < D; d++) dx_n[d] = inv * (dy_n[d] * weight[d] - x_n[d] * m);
+        for (; d + LANES <= D; d += LANES) {
+            vec xh = *(const vec *)(x_n + d);
+            if (inverse) xh *= *(const vec *)(inverse + d);
+            else xh *= inv;
+            along += *(const vec *)(dy_n + d) * *(const vec *)(weight + d) * xh;
+            *(vec *)(dx_n + d) = xh;
+        }
+        for (; d < D; d++) {
+            dx_n[d] = x_n[d] * (inverse ? inverse[d] : inv);
+            rest += dy_n[d] * weight[d] * dx_n[d];
+        }
         if (dweight)
-            for (d = 0; d < D; d++) dweight[d] += dy_n[d] * (x_n[d] * inv);
+            for (d = 0; d < D; d++) dweight[d] += dy_n[d] * dx_n[d];
+        const real m = (rest + FN(vsum)(along)) / (real)D;
+        for (d = 0; d < D; d++) dx_n[d] = inv * (dy_n[d] * weight[d] - dx_n[d] * m);
     }
 }
 

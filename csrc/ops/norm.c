@@ -6,7 +6,7 @@
 
 struct FN(norm) {
     ptrdiff_t N, D;
-    const real *x, *residual, *weight, *bias, *dy, *y;
+    const real *x, *residual, *weight, *bias, *inverse, *dy, *y;
     real eps, *out, *mean, *rstd;
     real *dweight, *dbias;    /* [chunks, D] partial sums, or NULL */
 };
@@ -45,8 +45,8 @@ static void FN(layer_norm_bwd_item)(void *ctx, ptrdiff_t item)
     real *dweight = c->dweight ? c->dweight + item * D : NULL, *dbias = c->dbias ? c->dbias + item * D : NULL;
     if (dweight) memset(dweight, 0, (size_t)D * sizeof(real));
     if (dbias) memset(dbias, 0, (size_t)D * sizeof(real));
-    K->layer_norm_bwd(n, D, ROWS(c->dy), ROWS(c->x), ROWS(c->residual), c->weight, c->mean + n0, c->rstd + n0,
-                      ROWS(c->out), dweight, dbias);
+    K->layer_norm_bwd(n, D, ROWS(c->dy), ROWS(c->x), ROWS(c->residual), c->weight, c->bias, c->inverse,
+                      c->mean + n0, c->rstd + n0, ROWS(c->out), dweight, dbias);
 }
 
 /* out[d] = sum of the chunks' partial sums, in order. */
@@ -58,10 +58,10 @@ static void FN(fold)(ptrdiff_t chunks, ptrdiff_t D, const real *partial, real *o
         for (ptrdiff_t d = 0; d < D; d++) out[d] += partial[i * D + d];
 }
 
-/* residual, dweight, dbias may be NULL. -1 when memory is out. */
+/* residual, inverse, dweight, dbias may be NULL, and bias without inverse. -1 when memory is out. */
 int FN(pm_layer_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x, const real *residual,
-                          const real *weight, const real *mean, const real *rstd, real *dx, real *dweight,
-                          real *dbias)
+                          const real *weight, const real *bias, const real *inverse, const real *mean,
+                          const real *rstd, real *dx, real *dweight, real *dbias)
 {
     const ptrdiff_t part = CHUNKS(N) * D;
     real *partial = pm_block_get((size_t)(2 * part) * sizeof(real));
@@ -72,6 +72,8 @@ int FN(pm_layer_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *
                           .x = x,
                           .residual = residual,
                           .weight = weight,
+                          .bias = bias,
+                          .inverse = inverse,
                           .mean = (real *)mean,
                           .rstd = (real *)rstd,
                           .out = dx,
@@ -102,12 +104,13 @@ static void FN(rms_norm_bwd_item)(void *ctx, ptrdiff_t item)
     CHUNK;
     real *dweight = c->dweight ? c->dweight + item * D : NULL;
     if (dweight) memset(dweight, 0, (size_t)D * sizeof(real));
-    K->rms_norm_bwd(n, D, ROWS(c->dy), ROWS(c->x), c->weight, c->rstd + n0, ROWS(c->out), dweight);
+    K->rms_norm_bwd(n, D, ROWS(c->dy), ROWS(c->x), c->weight, c->inverse, c->rstd + n0, ROWS(c->out),
+                    dweight);
 }
 
-/* dweight may be NULL. -1 when memory is out. */
+/* inverse and dweight may be NULL. -1 when memory is out. */
 int FN(pm_rms_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x, const real *weight,
-                        const real *rstd, real *dx, real *dweight)
+                        const real *inverse, const real *rstd, real *dx, real *dweight)
 {
     real *partial = NULL;
     if (dweight && !(partial = pm_block_get((size_t)(CHUNKS(N) * D) * sizeof(real)))) return -1;
@@ -116,6 +119,7 @@ int FN(pm_rms_norm_bwd)(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x,
                           .dy = dy,
                           .x = x,
                           .weight = weight,
+                          .inverse = inverse,
                           .rstd = (real *)rstd,
                           .out = dx,
                           .dweight = partial };

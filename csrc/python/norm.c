@@ -5,12 +5,13 @@
                                 const real *weight, const real *bias, real eps, real *y, real *mean,         \
                                 real *rstd);                                                                 \
     int pm_layer_norm_bwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x,                      \
-                               const real *residual, const real *weight, const real *mean, const real *rstd, \
-                               real *dx, real *dweight, real *dbias);                                        \
+                               const real *residual, const real *weight, const real *bias,                   \
+                               const real *inverse, const real *mean, const real *rstd, real *dx,            \
+                               real *dweight, real *dbias);                                                  \
     void pm_rms_norm_fwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *x, const real *weight, real eps,         \
                               real *y, real *rstd);                                                          \
     int pm_rms_norm_bwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *x, const real *weight,    \
-                             const real *rstd, real *dx, real *dweight);                                     \
+                             const real *inverse, const real *rstd, real *dx, real *dweight);                \
     void pm_l2_normalize_fwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *x, real eps, real *y, real *norm);   \
     void pm_l2_normalize_bwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *dy, const real *y, const real *norm, \
                                   real *dx);
@@ -35,19 +36,22 @@ static PyObject *py_layer_norm_fwd(PyObject *Py_UNUSED(m), PyObject *const *args
 
 static PyObject *py_layer_norm_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (pm_nargs(nargs, 9, "layer_norm_bwd")) return NULL;
+    if (pm_nargs(nargs, 11, "layer_norm_bwd")) return NULL;
     ptrdiff_t N = -1, D = -1;
     const int t = pm_real(args[0], "dy");
     const void *dy = pm_in(args[0], "dy", t, 2, &N, &D), *x = pm_in(args[1], "x", t, 2, &N, &D);
     const void *residual = pm_in_or_none(args[2], "residual", t, 2, &N, &D),
                *weight = pm_in(args[3], "weight", t, 1, &D);
-    const void *mean = pm_in(args[4], "mean", t, 1, &N), *rstd = pm_in(args[5], "rstd", t, 1, &N);
-    void *dx = pm_out(args[6], "dx", t, 2, &N, &D);
-    void *dweight = pm_out_or_none(args[7], "dweight", t, 1, &D),
-         *dbias = pm_out_or_none(args[8], "dbias", t, 1, &D);
+    const void *inverse = pm_in_or_none(args[5], "inverse", t, 1, &D),
+               *bias = inverse ? pm_in(args[4], "bias", t, 1, &D) : NULL;
+    const void *mean = pm_in(args[6], "mean", t, 1, &N), *rstd = pm_in(args[7], "rstd", t, 1, &N);
+    void *dx = pm_out(args[8], "dx", t, 2, &N, &D);
+    void *dweight = pm_out_or_none(args[9], "dweight", t, 1, &D),
+         *dbias = pm_out_or_none(args[10], "dbias", t, 1, &D);
     if (PyErr_Occurred()) return NULL;
     int failed;
-    PM_TRY(failed, t, pm_layer_norm_bwd, N, D, dy, x, residual, weight, mean, rstd, dx, dweight, dbias);
+    PM_TRY(failed, t, pm_layer_norm_bwd, N, D, dy, x, residual, weight, bias, inverse, mean, rstd, dx,
+           dweight, dbias);
     if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
@@ -67,15 +71,17 @@ static PyObject *py_rms_norm_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, 
 
 static PyObject *py_rms_norm_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (pm_nargs(nargs, 6, "rms_norm_bwd")) return NULL;
+    if (pm_nargs(nargs, 7, "rms_norm_bwd")) return NULL;
     ptrdiff_t N = -1, D = -1;
     const int t = pm_real(args[0], "dy");
     const void *dy = pm_in(args[0], "dy", t, 2, &N, &D), *x = pm_in(args[1], "x", t, 2, &N, &D);
-    const void *weight = pm_in(args[2], "weight", t, 1, &D), *rstd = pm_in(args[3], "rstd", t, 1, &N);
-    void *dx = pm_out(args[4], "dx", t, 2, &N, &D), *dweight = pm_out_or_none(args[5], "dweight", t, 1, &D);
+    const void *weight = pm_in(args[2], "weight", t, 1, &D),
+               *inverse = pm_in_or_none(args[3], "inverse", t, 1, &D),
+               *rstd = pm_in(args[4], "rstd", t, 1, &N);
+    void *dx = pm_out(args[5], "dx", t, 2, &N, &D), *dweight = pm_out_or_none(args[6], "dweight", t, 1, &D);
     if (PyErr_Occurred()) return NULL;
     int failed;
-    PM_TRY(failed, t, pm_rms_norm_bwd, N, D, dy, x, weight, rstd, dx, dweight);
+    PM_TRY(failed, t, pm_rms_norm_bwd, N, D, dy, x, weight, inverse, rstd, dx, dweight);
     if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
@@ -109,12 +115,13 @@ static PyObject *py_l2_normalize_bwd(PyObject *Py_UNUSED(m), PyObject *const *ar
 PyMethodDef pm_methods_norm[] = {
     PM_METHOD(layer_norm_fwd, "layer_norm_fwd(x, residual, weight, bias, eps, y, mean, rstd, "
                               "/)\n--\n\nNormalise the rows of x + residual."),
-    PM_METHOD(layer_norm_bwd, "layer_norm_bwd(dy, x, residual, weight, mean, rstd, dx, dweight, dbias, "
-                              "/)\n--\n\nGradients of layer_norm_fwd."),
+    PM_METHOD(layer_norm_bwd,
+              "layer_norm_bwd(dy, x, residual, weight, bias, inverse, mean, rstd, dx, dweight, dbias, "
+              "/)\n--\n\nGradients of layer_norm_fwd."),
     PM_METHOD(rms_norm_fwd, "rms_norm_fwd(x, weight, eps, y, rstd, /)\n--\n\nDivide the rows of x by their "
                             "root mean square."),
     PM_METHOD(rms_norm_bwd,
-              "rms_norm_bwd(dy, x, weight, rstd, dx, dweight, /)\n--\n\nGradients of rms_norm_fwd."),
+              "rms_norm_bwd(dy, x, weight, inverse, rstd, dx, dweight, /)\n--\n\nGradients of rms_norm_fwd."),
     PM_METHOD(l2_normalize_fwd,
               "l2_normalize_fwd(x, eps, y, norm, /)\n--\n\nDivide rows by their length, at least eps."),
     PM_METHOD(l2_normalize_bwd, "l2_normalize_bwd(dy, y, norm, dx, /)\n--\n\nGradient of l2_normalize_fwd."),

@@ -248,11 +248,12 @@ class AdaptedModel(Module):
 
 
 def count_parameters(module: Module) -> int:
-    """Number of weights in a module tree, frozen and trainable; one that two modules share counts once."""
+    """Number of weights in a module tree, frozen and trainable; one that two modules share counts once,
+    what is made of others (attributes that begin with an underscore) does not."""
     total, seen = 0, set[int]()
     for _, m in module.named_modules():
-        for value in vars(m).values():
-            if id(value) in seen:
+        for name, value in vars(m).items():
+            if name.startswith("_") or id(value) in seen:
                 continue
             seen.add(id(value))
             if isinstance(value, PackedWeight):

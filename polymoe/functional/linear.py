@@ -127,7 +127,8 @@ class PackedWeight:
 
 
 class LinearSaved(NamedTuple):
-    """What :func:`linear` keeps: its inputs, not copied, and h = scale * x A^T [N, ranks side by side]."""
+    """What :func:`linear` keeps: its inputs, not copied, and h = scale * x A^T [N, ranks side by side].
+    Without a low-rank term nothing needs x: it is [0, D] then."""
 
     x: Array
     weight: PackedWeight | None
@@ -228,6 +229,8 @@ def linear(
     panels = None if weight is None else weight.panels
     term = (lora_A, lora_B, weights, ids, adapter_ids, cu_seqlens, scale, form)
     _core.linear_fwd(x, panels, bias, *term, y, h)
+    if lora_A is None:
+        x = np.empty((0, *x.shape[1:]), x.dtype)
     return y, LinearSaved(x, weight, *term, h)
 
 
@@ -255,9 +258,10 @@ def linear_backward(
     def empty(name: str, a: Array | None) -> Array | None:
         return _core.empty(a.shape, a.dtype) if a is not None and wants(needs, name) else None
 
-    grads = LinearGrads(
-        empty("x", x), empty("lora_A", lora_A), empty("lora_B", lora_B), empty("weights", weights)
-    )
+    dx = _core.empty((*dy.shape[:1], *x.shape[1:]), x.dtype) if wants(needs, "x") else None
+    grads = LinearGrads(dx, empty("lora_A", lora_A), empty("lora_B", lora_B), empty("weights", weights))
     panels = None if grads.dx is None or weight is None else weight.transposed
-    _core.linear_bwd(dy, panels, x, saved.h, *saved[2:-1], like_or_none(x, onto), *grads)
+    _core.linear_bwd(
+        dy, panels, None if lora_A is None else x, saved.h, *saved[2:-1], like_or_none(x, onto), *grads
+    )
     return grads

@@ -11,7 +11,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from polymoe.nn import Parameter
-from polymoe.tape import Node, Tape, data_of
+from polymoe.tape import Gradient, Node, Tape, data_of
 
 LARGE = 1 << 14
 """Bytes from which an array that backward needs is handed to torch, which knows when to drop it."""
@@ -22,7 +22,9 @@ class Leaf(Parameter):
 
     __slots__ = ()
 
-    accumulate = Node.accumulate
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.gradient = Gradient()
 
 
 class Held:
