@@ -86,7 +86,7 @@ class _Recorded(torch.autograd.Function):
         ctx.nodes, ctx.y, ctx.losses = (*nodes, *[one.leaf for one in held]), y, tape.losses
         ctx.save_for_backward(*tensors, *own)
         out = _out(data_of(y), tensors[0], rows)
-        for node in (y, *nodes, *[record.output for record, *_ in ctx.records]):
+        for node in (y, *nodes):
             if isinstance(node, Node) and node.data.nbytes >= LARGE:
                 node.data = _hollow(node.data.shape)
         return out, torch.tensor(tape.auxiliary_loss()) if tape.losses else None
