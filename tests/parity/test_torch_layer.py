@@ -263,6 +263,29 @@ def test_released_weights_come_back_bit_for_bit():
         assert all(p.requires_grad for p in m.parameters())
 
 
+def test_weights_packed_in_bfloat16_round_as_the_cast_does():
+    """Of a model in bfloat16 no bit is lost, so that it can be released and restored."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(D, O)).eval()
+    rounded = copy.deepcopy(model).to(torch.bfloat16)
+    x = torch.randn(B, L, D)
+    weight = rounded[0].weight.detach().clone()
+    expected = x.bfloat16().float() @ weight.float().T  # x is rounded where the CPU multiplies pairs of them
+    bridge.inject(model, "poly", TASKS, ["0"], dtype="bfloat16", init_weights=False)
+    bridge.inject(rounded, "poly", TASKS, ["0"], dtype="bfloat16", init_weights=False, release_base=True)
+    assert model[0].frozen.weight.nbytes == D * O * 2
+    with bridge.disable_adapter(rounded):
+        y = rounded(x) - rounded[0].bias.float()
+    torch.testing.assert_close(y, expected, rtol=0.02, atol=0.02)
+    model[0].bias.data = rounded[0].bias.data.float()
+    torch.testing.assert_close(model(x, task_ids=IDS), rounded(x, task_ids=IDS))
+    assert torch.equal(bridge.eject(rounded)[0].weight, weight)
+    with pytest.raises(ValueError, match="release_base: expected False"):
+        bridge.inject(bridge.eject(model), "poly", TASKS, ["0"], dtype="bfloat16", release_base=True)
+    with pytest.raises(ValueError, match="dtype: expected one of"):
+        bridge.inject(model, "poly", TASKS, ["0"], dtype="int8")
+
+
 def test_ejecting_gives_the_model_back():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(D, D), torch.nn.Linear(D, O)).eval()

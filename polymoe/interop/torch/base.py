@@ -16,6 +16,7 @@ from polymoe.models.bert_config import BertConfig
 from polymoe.models.build import digest_of
 from polymoe.models.llama import Llama
 from polymoe.models.llama_config import MODEL_TYPES, LlamaConfig
+from polymoe.models.loading import DTYPES
 from polymoe.nn import Linear
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -67,10 +68,11 @@ class FrozenLinear(Linear):
 
     Its weight is packed when it is first asked for, and again when torch has written to it or put another in
     its place. ``source`` holds weight and bias; where its weight is None, what was packed stays.
+    ``dtype``: of what is packed.
     """
 
-    def __init__(self, name: str, source: torch.nn.Module) -> None:
-        self.name, self.source, self.transposed = name, source, is_conv1d(source)
+    def __init__(self, name: str, source: torch.nn.Module, dtype: np.dtype[Any]) -> None:
+        self.name, self.source, self.transposed, self.dtype = name, source, is_conv1d(source), dtype
         self._packed: PackedWeight | None = None
         self._stamp: tuple[int, int] | None = None
 
@@ -82,7 +84,10 @@ class FrozenLinear(Linear):
             stamp = (weight.data_ptr(), weight._version)
             if stamp != self._stamp or self._packed is None:
                 array = array_of(weight, f"{self.name}.weight")
-                self._packed, self._stamp = PackedWeight(array.T if self.transposed else array), stamp
+                self._packed, self._stamp = (
+                    PackedWeight(array.T if self.transposed else array, self.dtype),
+                    stamp,
+                )
         assert self._packed is not None
         return self._packed
 
@@ -94,17 +99,19 @@ class FrozenLinear(Linear):
 
     def restored(self, dtype: torch.dtype, requires_grad: bool) -> torch.nn.Parameter:
         """The weight as torch had it."""
-        array = self.weight.unpack()
+        array = self.weight.unpack().astype(np.float32)
         weight = torch.from_numpy(np.ascontiguousarray(array.T if self.transposed else array))
         return torch.nn.Parameter(weight.to(dtype), requires_grad)
 
 
 class TorchBase:
     """What :func:`polymoe.adapters.inject.inject` asks of a base, answered by a torch ``model``. Names start
-    below its submodule ``root``."""
+    below its submodule ``root``; ``dtype``, "float32" or "bfloat16", is that of packed weights."""
 
-    def __init__(self, model: torch.nn.Module, root: str = "") -> None:
-        self.root = model.get_submodule(root)
+    def __init__(self, model: torch.nn.Module, root: str = "", dtype: str = "float32") -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: expected one of {list(DTYPES)}, got {dtype!r}")
+        self.root, self.dtype = model.get_submodule(root), np.dtype(DTYPES[dtype])
         self.settings = getattr(self.root, "config", None)
         self.model_type: str = getattr(self.settings, "model_type", "")
         self.name = getattr(self.settings, "name_or_path", None) or type(self.root).__name__
@@ -116,7 +123,7 @@ class TorchBase:
     def named_modules(self) -> Iterator[tuple[str, Any]]:
         """All modules; linear layers as :class:`FrozenLinear`."""
         for name, module in self.root.named_modules():
-            yield name, FrozenLinear(name, module) if is_linear(module) else module
+            yield name, FrozenLinear(name, module, self.dtype) if is_linear(module) else module
 
     def all_linear(self) -> tuple[str, ...]:
         """What "all-linear" stands for: every linear layer but the heads, which are what a model of
