@@ -46,10 +46,15 @@ static void FN(proj_pack)(ptrdiff_t R, ptrdiff_t D, const real *restrict factor,
         FN(gemm_pack)(R, D, 0, (R + PANEL - 1) / PANEL, factor, 0, scale, panels);
         return;
     }
+#if PAIR_RANKS
     if (R < PAIR_RANKS || D % 2) memset(panels, 0, sizeof(real) * (D + 1) / 2 * 2 * PAIR_RANKS);
-    for (ptrdiff_t r = 0; r < R; r++)
-        for (ptrdiff_t d = 0; d < D; d++)
-            panels[(d / 2 * PAIR_RANKS + r) * 2 + d % 2] = scale * factor[r * D + d];
+    for (ptrdiff_t d = 0; d + 2 <= D; d += 2)
+        for (ptrdiff_t r = 0; r < R; r++)
+            ((FN(pair) *)(panels + d * PAIR_RANKS))[r] = *(const FN(pair) *)(factor + r * D + d);
+    if (D % 2)
+        for (ptrdiff_t r = 0; r < R; r++) panels[((D - 1) * PAIR_RANKS) + 2 * r] = factor[r * D + D - 1];
+    for (ptrdiff_t i = 0; i < (D + 1) / 2 * 2 * PAIR_RANKS; i += LANES) *(vec *)(panels + i) *= scale;
+#endif
 }
 
 /* h has room for whole panels in every row. */

@@ -17,7 +17,7 @@ Mixing = Literal["factors", "outputs"]
 MIX, CONCAT, OUTPUTS = range(3)  # as the extension counts them
 NO_TERM = (None, None, None, None, None, None, 1.0, MIX)  # a plain product: lora_A ... form
 
-CONCAT_BELOW = 5
+CONCAT_BELOW = 4
 """Tokens per group under which ``auto`` puts the skills side by side: mixing costs more than it saves."""
 
 PANEL_BYTES = 64
