@@ -37,7 +37,8 @@ class Batch:
     is not written yet (None: all). ``cache``: a :class:`~polymoe.models.cache.KeyValueCache` of the tokens
     before these, when a text is written token by token. ``source``: where a model has an encoder beside its
     decoder, what the encoder reads; all else here is the decoder's (None: there is no encoder, or it has
-    read, and the cache knows).
+    read, and the cache knows). ``gradient_checkpointing``: blocks keep nothing for backward, but their input,
+    and are run again then.
     """
 
     cu_seqlens: np.ndarray
@@ -52,6 +53,7 @@ class Batch:
     prompt_lengths: np.ndarray | None = None
     cache: Any = None
     source: Source | None = None
+    gradient_checkpointing: bool = False
 
     @property
     def n_examples(self) -> int:
@@ -246,19 +248,17 @@ class Routings(Mapping[str, Routing]):
     def decide(self, name: str, layer: str, decide: Callable[[], Routing]) -> Routing:
         """The routing that was decided under this name, or what ``decide()`` says now, for a layer.
 
-        RuntimeError where a recomputed forward (:func:`polymoe.tape.checkpoint`) asks for one that another
-        layer's activations decided: they are not there any more.
+        Where a part of the forward is recomputed (:func:`polymoe.tape.checkpoint`), the layer that decided
+        decides again, and its weights start with the gradient that those of the first time have from parts
+        behind; the other layers find what was decided.
         """
-        # A recomputed forward has a tape of its own, which must see the router's operations.
         tape = current_tape()
         made_under, decider, routing = self._decided.get(name, (None, layer, None))
-        if routing is not None and routing.axis == "example" and made_under is not tape and decider != layer:
-            raise RuntimeError(
-                f"router_granularity: expected layers that are recomputed together with {decider}, whose "
-                f"router they share, got {layer} alone"
-            )
-        if routing is None or routing.axis == "token" or made_under is not tape:
+        if routing is None or routing.axis == "token" or (made_under is not tape and decider == layer):
+            earlier = None if routing is None else routing.weights
             routing = decide()
+            if isinstance(earlier, Node) and isinstance(routing.weights, Node):
+                routing.weights.grad, earlier.grad = earlier.grad, None
             self._decided[name] = tape, layer, routing
         return routing
 

@@ -84,6 +84,13 @@ class _Record(NamedTuple):
     adds: bool  # backward takes `onto`, what dx is added to
 
 
+class _Forgotten(list[_Record]):
+    """Records of which none is kept: values still say that they depend on something trained."""
+
+    def append(self, record: _Record) -> None:
+        """Let go of it."""
+
+
 class Tape:
     """Records operations while entered; :meth:`backward` replays them in reverse and frees what it used.
 
@@ -126,7 +133,11 @@ class Tape:
         if output.grad.shape != output.data.shape:
             raise ValueError(f"dy: expected shape {output.shape}, got {output.grad.shape}")
         scalar = float(output.grad) if output.grad.ndim == 0 else 1.0
-        self.dlosses = scalar if dlosses is None else dlosses
+        self._replay(scalar if dlosses is None else dlosses, output.gradient)
+
+    def _replay(self, dlosses: float, keep: Gradient | None = None) -> None:
+        """From the gradients that are there; those of values on the tape are freed, but for ``keep``."""
+        self.dlosses = dlosses
         for loss in self.losses:
             if isinstance(loss, Node):
                 loss.gradient.accumulate(np.full_like(loss.data, self.dlosses))
@@ -144,7 +155,7 @@ class Tape:
                 grad = getattr(grads, "d" + name)
                 if grad is not None:
                     gradient.accumulate(grad)
-            if record.output is not output.gradient:
+            if record.output is not keep:
                 record.output.grad = None
 
 
@@ -243,31 +254,28 @@ def checkpoint(fn: Callable[..., Any], *args: Any) -> Any:
     """``fn(*args)`` without keeping what its backward needs: it is run again then (less memory, more time).
 
     ``fn`` must give the same result when it runs again; the randomness of polymoe is keyed by step and
-    example, so it does.
+    example, so it does. It may also read nodes that are not among ``args``. Gradients are summed in the same
+    order as without: they are the same to the last bit.
     """
     tape = _current.get()
     if tape is None:
         return fn(*args)
-    nodes = {f"a{i}": a for i, a in enumerate(args) if isinstance(a, Node)}
-    token = _current.set(None)
+    forgetful = Tape()
+    forgetful.records = _Forgotten()
+    token = _current.set(forgetful)
     try:
         y = fn(*args)
     finally:
         _current.reset(token)
-    output = Node(data_of(y))
+    if not isinstance(y, Node):
+        return y  # nothing within is trained
+    output = Node(y.data)
 
-    def backward(saved: Any, dy: np.ndarray) -> Any:
-        leaves = {name: Node(node.data) for name, node in nodes.items()}
+    def backward(saved: Any, dy: np.ndarray) -> None:
         with Tape() as inner:
-            again = fn(*(leaves.get(f"a{i}", a) for i, a in enumerate(args)))
-        inner.backward(again, dy, tape.dlosses)
-        return _Gradients({"d" + name: leaf.grad for name, leaf in leaves.items()})
+            again = fn(*args)
+        again.gradient.accumulate(dy)
+        inner._replay(tape.dlosses)
 
-    gradients = {name: node.gradient for name, node in nodes.items()}
-    tape.records.append(_Record(output.gradient, None, backward, gradients, False, False))
+    tape.records.append(_Record(output.gradient, None, backward, {}, False, False))
     return output
-
-
-class _Gradients:
-    def __init__(self, by_name: dict[str, np.ndarray | None]) -> None:
-        self.__dict__.update(by_name)

@@ -35,6 +35,13 @@ def tokens_and_positions(batch: Batch, most: int) -> tuple[np.ndarray, np.ndarra
     return batch.token_ids, np.arange(len(starts), dtype=np.int64) - starts
 
 
+def run_block(block: Callable[..., Any], x: Any, batch: Batch, *meets: Any) -> Any:
+    """``block(x, batch, *meets)``, run again in backward where the batch asks for it."""
+    if batch.gradient_checkpointing:
+        return tape.checkpoint(block, x, batch, *meets)
+    return block(x, batch, *meets)
+
+
 class Base(Module):
     """A frozen model: hidden states by a call, one vector per text, and the tokenizer that belongs to it.
 

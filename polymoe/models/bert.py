@@ -19,7 +19,7 @@ import numpy as np
 
 from polymoe import tape
 from polymoe.batch import Batch
-from polymoe.models.base import Base, tokens_and_positions
+from polymoe.models.base import Base, run_block, tokens_and_positions
 from polymoe.models.bert_config import ACTIVATIONS, BertConfig
 from polymoe.models.build import Builder
 from polymoe.models.weights import check_weights, rename
@@ -130,7 +130,7 @@ class BertEncoder(Module):
     def __call__(self, x: Any, batch: Batch) -> Any:
         """[N, D] to [N, D]."""
         for layer in self.layer:
-            x = layer(x, batch)
+            x = run_block(layer, x, batch)
         return x
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from polymoe import tape
 from polymoe.batch import Batch
-from polymoe.models.base import tokens_and_positions
+from polymoe.models.base import run_block, tokens_and_positions
 from polymoe.models.build import Builder
 from polymoe.models.llama_config import LlamaConfig
 from polymoe.models.rope import angles
@@ -126,7 +126,7 @@ class LlamaModel(Module):
         rotate = Rotation(*angles(self.frequencies, which, self.dtype), rows)
         x = self.embed_tokens(token_ids)
         for layer in self.layers:
-            x = layer(x, batch, rotate)
+            x = run_block(layer, x, batch, rotate)
         if batch.cache is not None:
             batch.cache.advance(batch.cu_seqlens)
         return self.norm(x)

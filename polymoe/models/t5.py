@@ -26,7 +26,7 @@ import numpy as np
 
 from polymoe import tape
 from polymoe.batch import Batch, Source
-from polymoe.models.base import tokens_and_positions
+from polymoe.models.base import run_block, tokens_and_positions
 from polymoe.models.build import Builder
 from polymoe.models.cache import SourceCache
 from polymoe.models.t5_config import T5Config
@@ -188,7 +188,7 @@ class T5Stack(Module):
         x = self.embed_tokens(token_ids)
         meets = Meeting(self.bias, self.decodes, states, source)
         for block in self.block:
-            x = block(x, batch, meets)
+            x = run_block(block, x, batch, meets)
         if batch.cache is not None:
             batch.cache.advance(batch.cu_seqlens)
         return self.final_layer_norm(x)

@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,14 @@ from polymoe.training.summary import default_recipe, summarize_run
 from polymoe.training.tasks import as_tasks, fingerprint
 from polymoe.training.trackers import make_trackers
 
-BOOKKEEPING = ("logging_steps", "save_steps", "save_total_limit", "routing_statistics", "report_to")
+BOOKKEEPING = (
+    "gradient_checkpointing",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "routing_statistics",
+    "report_to",
+)
 """Settings that change no bit of what is learnt, so that a resumed run may have others."""
 
 
@@ -154,6 +162,7 @@ class Trainer:
         """One batch: its gradients, and the optimiser step when it completes a window of accumulation."""
         state, c, started = self.state, self.config, time.perf_counter()
         batch = self.objective.batch(self.model, self.train_split, indices, c.seed, state.micro_step)
+        batch = replace(batch, gradient_checkpointing=c.gradient_checkpointing)
         with Tape() as tape:
             loss = self.objective.loss(self.model, batch)
         auxiliary = tape.auxiliary_loss()
