@@ -1,6 +1,6 @@
 """Time polymoe against the limits of this machine and against what else does the same, in one run.
 
-    python -m benchmarks                               everything: about a quarter of an hour
+    python -m benchmarks                               everything: about half an hour, more on a busy machine
     python -m benchmarks --quick                       small sizes, under a minute
     python -m benchmarks --only products layers        some groups
     python -m benchmarks --output run.json --markdown tables.md --plot roofline.png
@@ -24,7 +24,7 @@ from rich.console import Console
 
 from benchmarks import gate, machine, rivals, table
 from benchmarks.options import Options
-from benchmarks.results import Run, comparison, options_of, read, write
+from benchmarks.results import Run, comparison, options_of, read, together, write
 from benchmarks.targets import Results
 from benchmarks.timing import race
 from polymoe import _core
@@ -47,7 +47,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="counted turns of every candidate")
     parser.add_argument("--no-torch", action="store_true", help="compare with NumPy alone")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the run as JSON")
-    parser.add_argument("--read", type=Path, metavar="FILE", help="take the run from a file")
+    parser.add_argument(
+        "--read",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="take a run, or its groups, from files",
+    )
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier run to compare with")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables; - is standard output")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the roofline and the growth")
@@ -74,8 +80,11 @@ def measure(args: argparse.Namespace, console: Console) -> Run:
                 rows += race(contest, options.rounds, roofs, isas[0])
             if group == "steps" and not options.quick:
                 resident = module.resident(options)
-        summary, found = roofs.summary(isas[0]), machine.describe()
-    return Run(found, options_of(options), load, summary, Results(rows, resident))
+            summary, found = roofs.summary(isas[0]), machine.describe()
+            run = Run(found, options_of(options), load, summary, Results(rows, resident))
+            if args.output:  # what is done is kept, whatever comes
+                write(args.output, run)
+    return run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,9 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     args, console = arguments(argv), Console(stderr=False)
     if args.gate:
         return gate.main()
-    run = read(args.read) if args.read else measure(args, console)
-    if args.output:
-        write(args.output, run)
+    run = together([read(path) for path in args.read]) if args.read else measure(args, console)
     heading = table.heading(run.machine, run.options, run.load)
     tables = list(table.tables(run.results))
     if args.against:

@@ -52,6 +52,19 @@ def read(path: Path) -> Run:
     return Run(content["machine"], content["options"], content["load"], content["roofs"], results)
 
 
+def together(runs: Sequence[Run]) -> Run:
+    """Groups that were timed one after another, as one run; machine, options and limits are the first's.
+    ValueError for runs of different processors or versions."""
+    first = runs[0]
+    for run in runs[1:]:
+        for key in ("cpu", "versions"):
+            if run.machine.get(key) != first.machine.get(key):
+                raise ValueError(f"read: expected runs of one machine, got {key} of two")
+    rows = [row for run in runs for row in run.results.rows]
+    resident = [each for run in runs for each in run.results.resident]
+    return first._replace(load=max(run.load for run in runs), results=Results(rows, resident))
+
+
 def options_of(options: Options) -> dict[str, Any]:
     """For the file."""
     return {**asdict(options), "isas": list(options.isas)}

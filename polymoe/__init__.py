@@ -17,6 +17,7 @@ from polymoe.functional import batch_invariant, get_batch_invariant, set_batch_i
 from polymoe.interop.peft import load_adapter
 from polymoe.models import generate, load_base
 from polymoe.report import routing_statistics
+from polymoe.threads import num_threads
 from polymoe.training import Trainer, TrainingConfig, adapt_run, load_run
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "load_run",
     "openmp",
     "read_tasks",
+    "num_threads",
     "release_memory",
     "routing_statistics",
     "set_batch_invariant",

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -68,7 +69,60 @@ if child == 0:
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     )
-    assert run_python(code, tmp_path).stdout.strip() == "0"
+    done = run_python(code, tmp_path)
+    assert done.stdout.strip() == "0"
+    assert done.stderr.count("forked after OpenMP ran: it computes on one thread") <= 1
+
+
+@pytest.mark.skipif(_core.openmp() == "none", reason="built without OpenMP")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_says_once_that_it_is_alone(tmp_path):
+    code = (
+        "from polymoe import _core\n_core.set_num_threads(2)\n"
+        + PARALLEL_OP
+        + """
+import os, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+if os.fork() == 0:
+    F.mix(weights, bank), F.mix(weights, bank)
+    os._exit(0)
+os.wait()
+"""
+    )
+    done = run_python(code, tmp_path)
+    assert done.stderr.count("forked after OpenMP ran: it computes on one thread") == 1, done.stderr
+
+
+@pytest.mark.skipif(_core.openmp() == "none", reason="built without OpenMP")
+def test_threads_can_be_limited_for_one_thread():
+    everywhere, seen = _core.get_num_threads(), []
+    with polymoe.num_threads(5):
+        other = threading.Thread(target=lambda: seen.append(_core.get_num_threads()))
+        other.start()
+        other.join()
+        assert (_core.get_num_threads(), seen) == (5, [everywhere])
+        with polymoe.num_threads(0):
+            assert _core.get_num_threads() == everywhere
+    assert _core.get_num_threads() == everywhere
+    with (
+        pytest.raises(ValueError, match=r"^n: expected 0 \(as elsewhere\) to 4096, got -1$"),
+        polymoe.num_threads(-1),
+    ):
+        pass
+
+
+@pytest.mark.skipif(_core.openmp() == "none", reason="built without OpenMP")
+def test_threadpoolctl_limits_the_threads(tmp_path):
+    pytest.importorskip("threadpoolctl")
+    code = """
+from polymoe import _core
+from threadpoolctl import threadpool_limits
+before = _core.get_num_threads()
+with threadpool_limits(1):
+    print(_core.get_num_threads())
+print(_core.get_num_threads() == before)
+"""
+    assert run_python(code, tmp_path).stdout.split() == ["1", "True"]
 
 
 @pytest.mark.skipif(_core.openmp() == "none", reason="built without OpenMP")

@@ -9,7 +9,9 @@
 typedef void (*pm_item)(void *ctx, ptrdiff_t item);
 void pm_parallel(ptrdiff_t n_items, double work, pm_item fn, void *ctx);
 int pm_get_num_threads(void);
-void pm_set_num_threads(int n); /* 0: back to the default (OMP_NUM_THREADS, affinity, cgroup quota) */
+void pm_set_num_threads(int n); /* 0: back to the default (OpenMP's limit, affinity, cgroup quota) */
+int pm_set_num_threads_here(
+    int n); /* for calls from this thread, whatever the above says; returns what it was */
 const char *pm_openmp(void); /* "none" when built without */
 
 /* 64-byte aligned blocks, kept for reuse when put back, so that large temporaries do not fault in fresh pages each step.

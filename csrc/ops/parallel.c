@@ -15,10 +15,12 @@
 #define SERIAL_BELOW 2e6    /* work of about 10 us on one core; waking a team costs as much */
 
 #if defined(_OPENMP)
-static atomic_int threads;         /* 0: not decided yet */
+static atomic_int everywhere; /* 0: the default */
+static _Thread_local int here; /* of the calling thread; 0: as everywhere */
+static atomic_int granted; /* by affinity and quota; 0: not asked yet */
 static atomic_int ran_parallel;
 static atomic_int
-    forked;          /* a forked child of a process that ran OpenMP stays on one thread (gcc bug 60035) */
+    forked; /* a forked child of a process that ran OpenMP stays on one thread (gcc bug 60035) */
 
 static void in_child(void) { atomic_store(&forked, 1); }
 
@@ -41,34 +43,55 @@ static int cgroup_cpus(void)
     return quota > 0 && period > 0 ? (int)ceil(quota / period) : 1 << 20;
 }
 
-static int default_threads(void)
+static int granted_cpus(void)
 {
-    int n = omp_get_max_threads();
-    if (getenv("OMP_NUM_THREADS")) return n;    /* said by the user: it wins */
+    int n = atomic_load(&granted);
+    if (n) return n;
+    n = cgroup_cpus();
 #if defined(__linux__)
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) < n) n = CPU_COUNT(&set);
 #endif
-    const int quota = cgroup_cpus();
-    return quota < n ? quota : n;
-}
-
-int pm_get_num_threads(void)
-{
-    if (atomic_load(&forked)) return 1;
-    int n = atomic_load(&threads);
-    if (n == 0) {
-        n = default_threads();
-        if (n < 1) n = 1;
-        atomic_store(&threads, n);
-    }
+    if (getenv("OMP_NUM_THREADS")) n = 1 << 20;    /* said by the user: it wins */
+    atomic_store(&granted, n);
     return n;
 }
 
-void pm_set_num_threads(int n) { atomic_store(&threads, n); }
+/* OpenMP's own limit belongs to the calling thread, and is asked each time: threadpoolctl and others set it. */
+int pm_get_num_threads(void)
+{
+    if (atomic_load(&forked)) return 1;
+    if (here) return here;
+    const int set = atomic_load(&everywhere);
+    if (set) return set;
+    const int most = omp_get_max_threads(), n = granted_cpus() < most ? granted_cpus() : most;
+    return n < 1 ? 1 : n;
+}
+
+void pm_set_num_threads(int n) { atomic_store(&everywhere, n); }
+
+int pm_set_num_threads_here(int n)
+{
+    const int before = here;
+    here = n;
+    return before;
+}
+
+/* Once: a child after a fork computes on one thread, and may wonder why it is slow. */
+static void warn_of_fork(void)
+{
+    static atomic_int told;
+    if (atomic_load(&forked) && !atomic_exchange(&told, 1))
+        fputs("polymoe: expected a process of its own, got one forked after OpenMP ran: it computes on one "
+              "thread\n"
+              "(multiprocessing: use the start method spawn or forkserver)\n",
+              stderr);
+}
 #else
 int pm_get_num_threads(void) { return 1; }
 void pm_set_num_threads(int n) { (void)n; }
+int pm_set_num_threads_here(int n) { return (void)n, 0; }
+static void warn_of_fork(void) {}
 #endif
 
 const char *pm_openmp(void)
@@ -93,8 +116,7 @@ void pm_parallel(ptrdiff_t n_items, double work, pm_item fn, void *ctx)
         for (ptrdiff_t i = 0; i < n_items; i++) fn(ctx, i);
         return;
     }
-#else
-    (void)work;
 #endif
+    if (n_items > 1 && work >= SERIAL_BELOW) warn_of_fork();
     for (ptrdiff_t i = 0; i < n_items; i++) fn(ctx, i);
 }

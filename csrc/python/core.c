@@ -80,6 +80,16 @@ static PyObject *py_set_num_threads(PyObject *Py_UNUSED(m), PyObject *const *arg
     Py_RETURN_NONE;
 }
 
+static PyObject *py_set_num_threads_here(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (pm_nargs(nargs, 1, "set_num_threads_here")) return NULL;
+    const ptrdiff_t n = pm_int(args[0], "n");
+    if (PyErr_Occurred()) return NULL;
+    if (n < 0 || n > 4096)
+        return PyErr_Format(PyExc_ValueError, "n: expected 0 (as elsewhere) to 4096, got %zd", (Py_ssize_t)n);
+    return PyLong_FromLong(pm_set_num_threads_here((int)n));
+}
+
 static PyObject *py_openmp(PyObject *Py_UNUSED(m), PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
 {
     if (pm_nargs(nargs, 0, "openmp")) return NULL;
@@ -135,6 +145,9 @@ PyMethodDef pm_methods_runtime[] = {
     PM_METHOD(get_isa, "get_isa()\n--\n\nThe instruction set in use."),
     PM_METHOD(set_isa, "set_isa(name, /)\n--\n\nUse this instruction set from now on."),
     PM_METHOD(get_num_threads, "get_num_threads()\n--\n\nThreads that an operation may use."),
+    PM_METHOD(set_num_threads_here,
+              "set_num_threads_here(n, /)\n--\n\nLimit the threads of calls from this thread; 0: "
+              "as elsewhere. Returns what it was."),
     PM_METHOD(set_num_threads, "set_num_threads(n, /)\n--\n\nLimit the threads; 0 means the default."),
     PM_METHOD(openmp, "openmp()\n--\n\nThe OpenMP runtime: 'libgomp', 'libomp' or 'none'."),
     PM_METHOD(empty, "empty(shape, dtype, /)\n--\n\nAn uninitialised, 64-byte aligned array whose memory is "
