@@ -121,6 +121,11 @@ def test_a_run_is_printed_written_and_read_again(tmp_path, capsys):
     assert content["machine"]["cpu"] and content["machine"]["versions"]["numpy"] == np.__version__
     assert main(["--read", str(path), "--against", str(path)]) == 0
     assert ": 0" in capsys.readouterr().out.partition("changes beyond noise since")[2].split("\n")[0]
+    both = results.together([results.read(path)] * 2)
+    assert len(both.results.rows) == 2 * len(content["rows"])
+    elsewhere = both._replace(machine={**both.machine, "cpu": "another"})
+    with pytest.raises(ValueError, match="read: expected runs of one machine, got cpu of two"):
+        results.together([both, elsewhere])
     path.write_text('{"format": 0}')
     with pytest.raises(ValueError, match="expected format 1, got 0"):
         main(["--read", str(path)])
