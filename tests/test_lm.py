@@ -300,6 +300,23 @@ def test_validation_is_the_loss_unless_another_metric_selects(tmp_path: Path) ->
     )
 
 
+def test_training_evaluates_as_many_test_texts_as_it_is_told(tmp_path: Path) -> None:
+    summaries = {}
+    for n in (None, 3, 99):
+        objective = Lm(max_new_tokens=4, evaluate_before=True, eval_examples=n)
+        trainer = make_trainer(tmp_path, objective, f"run {n}")
+        summaries[n] = trainer.train()
+        drawn = [e.example_id for task in trainer.data.values() for e in task.test]
+        assert drawn == sorted(drawn[: len(drawn) // 2]) + sorted(drawn[len(drawn) // 2 :])
+    few, whole = summaries[3], summaries[None]
+    for evaluation in (few["evaluation_before"], few["evaluation"]):
+        assert [task["n"] for task in evaluation["tasks"].values()] == [3, 3]
+    assert (few["eval_examples"], whole["eval_examples"]) == (3, None)
+    assert summaries[99]["evaluation"] == whole["evaluation"]
+    assert few["validation"] == whole["validation"]  # training and what selects are not touched
+    assert load_run(tmp_path / "run 3").evaluate(classes()) == whole["evaluation"]
+
+
 def test_free_text_is_written_and_has_no_accuracy(tmp_path: Path) -> None:
     rows = [(text, f"{i} {text}") for i, (text, _) in enumerate(labelled(20, ["cat"], 0))]
     data = {name: {"train": rows, "test": rows[:4]} for name in TASKS}
@@ -373,6 +390,8 @@ def test_lm_loss_refuses_what_does_not_fit() -> None:
         ({"loss_mean": "word"}, ValueError, "loss_mean: expected token or example, got 'word'"),
         ({"demonstrations": 1}, ValueError, "demonstrations: expected 0 .template plain. or more, got 1"),
         ({"demonstrations": "1"}, TypeError, "demonstrations: expected an integer, got '1'"),
+        ({"eval_examples": 0}, ValueError, "eval_examples: expected an integer from 1 on, got 0"),
+        ({"eval_examples": True}, TypeError, "eval_examples: expected an integer, got True"),
         ({"separator": 1}, TypeError, "separator: expected a string, got 1"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens: expected an integer from 1 on, got 0"),
     ],

@@ -1,9 +1,9 @@
 """``polymoe <verb>``: results go to stdout (``--json`` for machines), all else to stderr.
 
-A verb is a function of its arguments and a row of VERBS: runs.py has those that make and use runs,
-generate.py the one that writes text, few_shot.py the one that teaches a run a further task, inspect.py the
-one that looks into an adapter, exchange.py those that take adapters elsewhere, about.py those that need none;
-flags.py, folders.py and show.py are what they share.
+A verb is a function of its arguments and a row of VERBS: runs.py has those that make and use runs, demo.py
+the one that does so with tasks of our own, generate.py the one that writes text, few_shot.py the one that
+teaches a run a further task, inspect.py the one that looks into an adapter, exchange.py those that take
+adapters elsewhere, about.py those that need none; flags.py, folders.py and show.py are what they share.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from typing import Any
 
 import polymoe
 from polymoe.cli.about import info, methods
+from polymoe.cli.demo import DEMO, demo
 from polymoe.cli.exchange import convert, export, merge
 from polymoe.cli.few_shot import adapt
 from polymoe.cli.generate import write
 from polymoe.cli.inspect import inspect
-from polymoe.cli.runs import DEMO, demo, evaluate, predict, train
+from polymoe.cli.runs import evaluate, predict, train
 from polymoe.training import TrainingInterrupted
 
 __all__ = ["DEMO", "VERBS", "main"]
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
-    "demo": (demo, "train one model on eight small tasks that come with polymoe"),
+    "demo": (demo, "train one model on small tasks that come with polymoe"),
     "train": (train, "train on your tasks"),
     "adapt": (adapt, "teach a run one more task from a few examples"),
     "evaluate": (evaluate, "metrics of a run, task by task"),

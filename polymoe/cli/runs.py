@@ -1,12 +1,13 @@
-"""Verbs that make and use runs: ``demo``, ``train``, ``evaluate``, ``predict``."""
+"""Verbs that make and use runs: ``train``, ``evaluate``, ``predict``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from inspect import cleandoc
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -15,8 +16,7 @@ from polymoe.cli.flags import CONFIG, parse_flags
 from polymoe.cli.show import print_json, say, show_evaluation, show_summary
 from polymoe.recipe import Recipe
 from polymoe.training import load_run
-
-DEMO = Path(polymoe.__file__).parent / "demo"
+from polymoe.training.objectives import Lm
 
 
 @dataclass(frozen=True)
@@ -73,20 +73,6 @@ class Predict:
     """Print a JSON object per line: input, output, score and the scores of all choices."""
 
 
-@dataclass(frozen=True)
-class Demo:
-    """Train one model on the eight small tasks that come with polymoe, and show what it learnt."""
-
-    output: str = "runs/demo"
-    """Folder of the run; replaced if it holds an earlier demo."""
-    method: str = "mhr"
-    """Any that `polymoe methods` lists."""
-    seed: int = 0
-    """Of order, noise and initial values."""
-    json: bool = False
-    """Print the summary as JSON."""
-
-
 def train(argv: Sequence[str]) -> None:
     """Train one adapter on many tasks.
 
@@ -124,33 +110,15 @@ def train(argv: Sequence[str]) -> None:
         print_json(summary)
     else:
         show_summary(summary, out.output)
-        use = (
-            "generate {} --task NAME --prompt"
-            if summary["objective"] == "lm"
-            else "predict {} --task NAME --input"
-        )
-        say(f"\nnext:\n  polymoe evaluate {out.output}\n  polymoe {use.format(out.output)} TEXT")
+        use = usage_of(summary, out.output, "NAME", "TEXT")
+        say(f"\nnext:\n  polymoe evaluate {out.output}\n  {use}")
 
 
-def demo(argv: Sequence[str]) -> None:
-    """Train on the shipped tasks."""
-    options = parse_flags(Demo, argv, "demo")
-    recipe = Recipe.from_yaml(DEMO / "recipe.yaml")
-    training = replace(recipe.training, seed=options.seed)
-    recipe = replace(recipe, data=str(DEMO / "tasks"), method=options.method, training=training)
-    earlier = Path(options.output) / "recipe.yaml"
-    is_demo = earlier.exists() and Recipe.from_yaml(earlier).data == str(Path(recipe.data or "").resolve())
-    summary = recipe.train(options.output, overwrite=is_demo)
-    if options.json:
-        print_json(summary)
-        return
-    show_summary(summary, options.output)
-    say(
-        "\nnext:\n"
-        f'  polymoe predict {options.output} --task intent --input "Wake me at six, please"\n'
-        f"  polymoe evaluate {options.output}\n"
-        "  polymoe train --data YOUR_FOLDER --output runs/mine"
-    )
+def usage_of(summary: dict[str, Any], output: str, task: str, text: str) -> str:
+    """The command that uses a run on a text."""
+    writes = summary["objective"] == Lm.name
+    verb, flag = ("generate", "--prompt") if writes else ("predict", "--input")
+    return f"polymoe {verb} {output} --task {task} {flag} {text}"
 
 
 def evaluate(argv: Sequence[str]) -> None:

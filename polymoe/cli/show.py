@@ -26,6 +26,8 @@ def show_summary(summary: dict[str, Any], output: str) -> None:
     """What a run came to, for people."""
     if summary["evaluation"] is not None:
         title = f"{summary['evaluated_split']}, {summary['objective']}"
+        if summary["eval_examples"] is not None:
+            title += f", at most {summary['eval_examples']} texts of a task"
         show_evaluation(summary["evaluation"], summary["evaluation_before"], title)
     cut = sum(summary["truncated_texts"].values())
     facts = [
@@ -40,20 +42,30 @@ def show_summary(summary: dict[str, Any], output: str) -> None:
 
 
 def show_evaluation(evaluation: Evaluation, before: Evaluation | None, title: str) -> None:
-    """A table: a row a task, a column a metric, and the first metric before training where it is known."""
+    """A table: a row a task, a column a metric, and what the first metric and ROUGE-L were before training
+    where that is known."""
     metrics = list(evaluation["mean"])
+    compared = [m for m in metrics if before and m in (metrics[0], "rougeL")]
     table = Table(title=title, title_justify="left")
     table.add_column("task")
-    for name in ([f"{metrics[0]} before"] if before else []) + metrics + ["n"]:
+    for name in metrics:
+        if name in compared:
+            table.add_column(f"{name} before".replace("_", " "), justify="right")
         table.add_column(name.replace("_", " "), justify="right")
+    table.add_column("n", justify="right")
     rows = [*evaluation["tasks"].items(), ("mean", evaluation["mean"])]
     for task, values in rows:
-        cells = [f"{values[m]:.3f}" if m in values else "" for m in metrics]
-        if before:
-            old = before["mean"] if task == "mean" else before["tasks"][task]
-            cells.insert(0, f"{old[metrics[0]]:.3f}")
+        cells = []
+        for metric in metrics:
+            if before and metric in compared:
+                cells.append(_cell(before["mean"] if task == "mean" else before["tasks"][task], metric))
+            cells.append(_cell(values, metric))
         table.add_row(task, *cells, str(values.get("n", "")), end_section=task == rows[-2][0])
     show_table(table)
+
+
+def _cell(values: dict[str, float], metric: str) -> str:
+    return f"{values[metric]:.3f}" if metric in values else ""
 
 
 def show_table(table: Table, width: int = 100) -> None:

@@ -14,7 +14,7 @@ from polymoe.data.labels import has_labels, label_ids, labels, numbers
 from polymoe.data.packing import cut_batches, pack
 from polymoe.data.readers import read_tasks
 from polymoe.data.sampling import Sampling, epoch_order, task_counts
-from polymoe.data.shots import draw_shots
+from polymoe.data.shots import draw_shots, draw_test
 from polymoe.data.splits import split_task
 from polymoe.data.tokenization import Tokenizer, Tokens
 
@@ -28,6 +28,7 @@ __all__ = [
     "Tokens",
     "cut_batches",
     "draw_shots",
+    "draw_test",
     "encode_split",
     "epoch_order",
     "has_labels",

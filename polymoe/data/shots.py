@@ -32,6 +32,14 @@ def draw_shots(task: TaskData, shots: int, n_valid: int | None = None, seed: int
     )
 
 
+def draw_test(task: TaskData, n: int | None) -> TaskData:
+    """The task with at most ``n`` of its test examples (None: all), drawn by the task's name alone."""
+    if n is None or n >= len(task.test):
+        return task
+    kept = sorted(shuffled(len(task.test), "test", task.name)[:n].tolist())
+    return replace(task, test=tuple(task.test[i] for i in kept))
+
+
 def _draw(examples: Sequence[Example], n: int, *key: str | int) -> tuple[Example, ...]:
     """n of the examples, in their order; the outputs as near to their shares as the first rule allows."""
     sizes = Counter(example.output for example in examples)

@@ -80,6 +80,18 @@ def is_here(name: str) -> bool:
     return name in MODEL_PACKAGES or Path(name).exists()
 
 
+def writes_text(name: str | os.PathLike[str]) -> bool:
+    """Whether the base that a name stands for is a language model, by its configuration: no weights are read.
+
+    Errors as :func:`load_base`.
+    """
+    path = find_base(name)
+    if path.is_file():
+        return True
+    config = read_json(read_sentence_settings(path).transformer / "config.json")
+    return config.get("model_type") in (*MODEL_TYPES, *T5_TYPES)
+
+
 def find_base(name: str | os.PathLike[str]) -> Path:
     """The folder or GGUF file that a name stands for; downloads a hub id (see :func:`load_base`)."""
     text = os.fspath(name)

@@ -53,6 +53,7 @@ def summarize_run(trainer: Trainer, evaluation: Evaluation | None, split: str) -
             "dtype": trainer.model.base.weight_dtype,
             "objective": trainer.objective.name,
             "evaluated_split": split,
+            "eval_examples": trainer.objective.eval_examples if split == "test" else None,
             "evaluation": evaluation,
             "evaluation_before": state.zero_shot,
             "validation": state.validation,

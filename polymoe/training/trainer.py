@@ -17,6 +17,7 @@ import numpy as np
 
 from polymoe.adapters.faults import learns_routing
 from polymoe.adapters.methods import learning_rates
+from polymoe.data import draw_test
 from polymoe.files import replace_folder
 from polymoe.functional import batch_invariant
 from polymoe.nn import FlatParameters
@@ -82,6 +83,8 @@ class Trainer:
         if not self.objective.prepared:
             self.objective.prepare(model, self.data, self.config.max_length)
         self.objective.check_tasks(list(self.data))
+        n_test = self.objective.eval_examples
+        self.data = {name: draw_test(task, n_test) for name, task in self.data.items()}
         self.train_split, self.valid_split, self.test_split = (
             self.objective.encode(model, self.data, split) for split in ("train", "valid", "test")
         )

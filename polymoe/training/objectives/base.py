@@ -56,13 +56,15 @@ class Objective(Module):
 
     ``name`` selects it in recipes; ``metrics`` are those whose mean can select the best step, the first by
     default, the more the better but for those in ``lower_is_better``; ``zero_shot`` tells whether an
-    evaluation before training means anything.
+    evaluation before training means anything; ``eval_examples``: of a task's test part, so many are what
+    training evaluates (None: all).
     """
 
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
     zero_shot: bool = False
+    eval_examples: int | None = None
 
     def __init__(self) -> None:
         self.task_names: tuple[str, ...] = ()

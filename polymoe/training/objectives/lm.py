@@ -43,7 +43,10 @@ class LmOptions:
     max_new_tokens: int = 64
     """Tokens of a text that is written in an evaluation, at most."""
     evaluate_before: bool = False
-    """Evaluate on test before training too, which means writing all its texts."""
+    """Evaluate on test before training too, which means writing its texts."""
+    eval_examples: int | None = None
+    """Test examples of a task that training evaluates at most, the same ones in every run; None takes all.
+    `polymoe evaluate` takes all."""
 
     def __post_init__(self) -> None:
         if self.template not in ("plain", "instruction", "chat"):
@@ -53,8 +56,12 @@ class LmOptions:
         if not isinstance(self.separator, str):
             raise TypeError(f"separator: expected a string, got {self.separator!r}")
         GenerationConfig(max_new_tokens=self.max_new_tokens)
-        if isinstance(self.demonstrations, bool) or not isinstance(self.demonstrations, int):
-            raise TypeError(f"demonstrations: expected an integer, got {self.demonstrations!r}")
+        n_eval = 1 if self.eval_examples is None else self.eval_examples
+        for name, value in (("demonstrations", self.demonstrations), ("eval_examples", n_eval)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name}: expected an integer, got {value!r}")
+        if n_eval < 1:
+            raise ValueError(f"eval_examples: expected an integer from 1 on, got {n_eval}")
         if self.demonstrations < 0 or (self.template == "plain" and self.demonstrations):
             raise ValueError(
                 f"demonstrations: expected 0 (template plain) or more, got {self.demonstrations}"
@@ -115,7 +122,7 @@ class Lm(Objective):
 
     def _set(self, options: LmOptions) -> None:
         self.options = options
-        self.zero_shot = options.evaluate_before
+        self.zero_shot, self.eval_examples = options.evaluate_before, options.eval_examples
 
     def _template(self, model: Any) -> Template:
         o, chat = self.options, None
