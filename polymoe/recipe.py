@@ -23,6 +23,7 @@ from polymoe.models import load_base
 from polymoe.training import Trainer, TrainingConfig, TrainingInterrupted
 from polymoe.training.folder import RunFolder
 from polymoe.training.objectives import Lm, LmOptions, Objective, load_objective
+from polymoe.training.plan import Dtype, Plan, make_plan
 from polymoe.training.search import load_minimize
 
 FIRST_STAGE = "first-stage"
@@ -36,7 +37,7 @@ class Recipe:
     """Folder or file with the tasks."""
     base: str = "minilm"
     """The frozen model: a folder, "minilm", or a name on the hub."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """Of the frozen weights: bfloat16 takes half the memory, and is faster on CPUs with avx512_bf16. Adapters
     and all sums are float32."""
     method: str = "mhr"
@@ -123,8 +124,9 @@ class Recipe:
         trainer.recipe = self._described(trainer.data)
         return trainer.train(resume=True)
 
-    def trainer(self, output: str | os.PathLike[str], **kwargs: Any) -> Trainer:
+    def trainer(self, output: str | os.PathLike[str], outline: bool = False, **kwargs: Any) -> Trainer:
         """Load base and data, adapt, and be ready to train into ``output``. ``kwargs`` go to the trainer.
+        ``outline``: the base has no weights, see :func:`polymoe.load_base`.
 
         ValueError for a method that comes after another, without ``init_from``: see :meth:`train`.
         """
@@ -134,7 +136,16 @@ class Recipe:
                 f"init_from: expected runs or adapters ({self.method} comes after {after}), got None"
             )
         tasks = read_tasks(self.data, self.tasks, seed=self.training.seed, require=("train",))
-        model = AdaptedModel(load_base(self.base, self.dtype))
+        model = self.adapted(tasks, outline)
+        objective, training = self._objective(model), self.training
+        if isinstance(objective, Objective) and not any(p.trainable for _, p in model.adapter_parameters()):
+            training = replace(training, epochs=0, max_steps=-1)  # all is there already
+        kwargs = {"recipe": self._described(tasks), **kwargs}
+        return Trainer(model, tasks, objective, training, output, **kwargs)
+
+    def adapted(self, tasks: Iterable[str], outline: bool = False) -> AdaptedModel:
+        """The base with the adapter for these tasks."""
+        model = AdaptedModel(load_base(self.base, self.dtype, outline))
         names = self._load_sources(model)
         options = {k: v for k, v in asdict(self.adapter).items() if v is not None}
         if not names and "target_modules" not in options:
@@ -145,11 +156,21 @@ class Recipe:
         model.set_adapter("default")
         for name in names:
             model.delete_adapter(name)
-        objective, training = self._objective(model), self.training
-        if isinstance(objective, Objective) and not any(p.trainable for _, p in model.adapter_parameters()):
-            training = replace(training, epochs=0, max_steps=-1)  # all is there already
-        kwargs = {"recipe": self._described(tasks), **kwargs}
-        return Trainer(model, tasks, objective, training, output, **kwargs)
+        return model
+
+    def plan(self) -> Plan:
+        """What training takes, in bytes and seconds, and what to set; nothing is loaded or written. Of a
+        method that comes after another it is that of the first stage, where the sizes are decided. Raises as
+        :meth:`trainer`."""
+        if (first := self._first()) is not None:
+            return first.plan()
+        training = replace(self.training, report_to="none")
+        trainer = replace(self, training=training).trainer("run", outline=True, progress=None)
+
+        def other(dtype: Dtype) -> AdaptedModel:
+            return replace(self, dtype=dtype).adapted(trainer.data, outline=True)
+
+        return make_plan(trainer, other)
 
     def check_data(self) -> None:
         """ValueError unless the recipe says where the data are."""

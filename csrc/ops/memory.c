@@ -15,7 +15,7 @@ struct header { /* sits in the 64 bytes before the block */
     int class;
 };
 static struct header *idle[CLASSES];
-static size_t idle_bytes, used_bytes, peak_bytes;
+static size_t idle_bytes, used_bytes, peak_bytes, watched_bytes; /* watched: the most since a restart */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* Classes grow by a quarter of a power of two, so that packed batches of slightly different length share blocks. */
@@ -76,6 +76,7 @@ void *pm_block_get(size_t bytes)
     if (h) {
         used_bytes += h->bytes;
         if (used_bytes > peak_bytes) peak_bytes = used_bytes;
+        if (used_bytes > watched_bytes) watched_bytes = used_bytes;
     }
     pthread_mutex_unlock(&lock);
     return h ? (char *)h + PM_ALIGN : NULL;
@@ -99,4 +100,13 @@ size_t pm_block_release(void)
     const size_t freed = shrink(0);
     pthread_mutex_unlock(&lock);
     return freed;
+}
+
+void pm_block_usage(int restart, size_t *used, size_t *most)
+{
+    pthread_mutex_lock(&lock);
+    if (restart) watched_bytes = used_bytes;
+    *used = used_bytes;
+    *most = watched_bytes;
+    pthread_mutex_unlock(&lock);
 }

@@ -19,6 +19,8 @@ const char *pm_openmp(void); /* "none" when built without */
 void *pm_block_get(size_t bytes);
 void pm_block_put(void *block);
 size_t pm_block_release(void); /* frees the idle blocks, returns their bytes */
+/* Bytes in use, and the most since the last restart. */
+void pm_block_usage(int restart, size_t *used, size_t *most);
 
 /* An operation's text is written once in `real`/FN(name)/K->kernel and compiled for float32 and float64:
  * its file begins with  #ifndef DT / #define PM_SELF "../ops/name.c" / #include "dtypes.h" / #else  and ends with  #endif. */

@@ -134,6 +134,16 @@ static PyObject *py_empty(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssiz
     return array;
 }
 
+static PyObject *py_memory_used(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (pm_nargs(nargs, 1, "memory_used")) return NULL;
+    const int restart = PyObject_IsTrue(args[0]);
+    if (restart < 0) return NULL;
+    size_t used, most;
+    pm_block_usage(restart, &used, &most);
+    return Py_BuildValue("nn", (Py_ssize_t)used, (Py_ssize_t)most);
+}
+
 static PyObject *py_release_memory(PyObject *Py_UNUSED(m), PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
 {
     if (pm_nargs(nargs, 0, "release_memory")) return NULL;
@@ -152,6 +162,7 @@ PyMethodDef pm_methods_runtime[] = {
     PM_METHOD(openmp, "openmp()\n--\n\nThe OpenMP runtime: 'libgomp', 'libomp' or 'none'."),
     PM_METHOD(empty, "empty(shape, dtype, /)\n--\n\nAn uninitialised, 64-byte aligned array whose memory is "
                      "reused once it is freed."),
+    PM_METHOD(memory_used, "memory_used(restart)\n--\n\nBytes of arrays in use, and the most since a restart."),
     PM_METHOD(release_memory, "release_memory()\n--\n\nFree the memory kept for reuse; returns its bytes."),
     { NULL, NULL, 0, NULL },
 };

@@ -1,9 +1,10 @@
 """``polymoe <verb>``: results go to stdout (``--json`` for machines), all else to stderr.
 
 A verb is a function of its arguments and a row of VERBS: runs.py has those that make and use runs, demo.py
-the one that does so with tasks of our own, generate.py the one that writes text, few_shot.py the one that
-teaches a run a further task, inspect.py the one that looks into an adapter, exchange.py those that take
-adapters elsewhere, about.py those that need none; flags.py, folders.py and show.py are what they share.
+the one that does so with tasks of our own, plan.py the one that says what a run will take, generate.py the
+one that writes text, few_shot.py the one that teaches a run a further task, inspect.py the one that looks
+into an adapter, exchange.py those that take adapters elsewhere, about.py those that need none; flags.py,
+folders.py and show.py are what they share.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from polymoe.cli.exchange import convert, export, merge
 from polymoe.cli.few_shot import adapt
 from polymoe.cli.generate import write
 from polymoe.cli.inspect import inspect
+from polymoe.cli.plan import plan
 from polymoe.cli.runs import evaluate, predict, train
 from polymoe.training import TrainingInterrupted
 
@@ -30,6 +32,7 @@ __all__ = ["DEMO", "VERBS", "main"]
 
 VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "demo": (demo, "train one model on small tasks that come with polymoe"),
+    "plan": (plan, "what training will take: memory, time, and what to set"),
     "train": (train, "train on your tasks"),
     "adapt": (adapt, "teach a run one more task from a few examples"),
     "evaluate": (evaluate, "metrics of a run, task by task"),

