@@ -146,7 +146,7 @@ class Recipe:
     def adapted(self, tasks: Iterable[str], outline: bool = False) -> AdaptedModel:
         """The base with the adapter for these tasks."""
         model = AdaptedModel(load_base(self.base, self.dtype, outline))
-        names = self._load_sources(model)
+        names = self._load_sources(model, check_base=not outline)
         options = {k: v for k, v in asdict(self.adapter).items() if v is not None}
         if not names and "target_modules" not in options:
             options["target_modules"] = EXPERTS[configure(self.method, **options).experts].usual_targets
@@ -201,12 +201,12 @@ class Recipe:
             first_stage=None,
         )
 
-    def _load_sources(self, model: AdaptedModel) -> list[str]:
+    def _load_sources(self, model: AdaptedModel, check_base: bool) -> list[str]:
         """Load the adapters of ``init_from`` into the model; their names there."""
         names = []
         for i, path in enumerate(self.init_from or ()):
             names.append(f"source {i}")
-            model.load_adapter(_adapter_folder(path), names[-1])
+            model.load_adapter(_adapter_folder(path), names[-1], check_base=check_base)
         return names
 
     def _objective(self, model: AdaptedModel) -> str | Objective:

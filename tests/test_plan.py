@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,13 @@ def test_what_is_wrong_is_told_as_training_tells_it(tmp_path, capsys, wrong):
             cli.main([verb, *flags])
         told.append((stop.value.code, capsys.readouterr().err.removeprefix(f"polymoe {verb}: ")))
     assert told[0] == told[1] and told[0][0] == 1
+
+
+@pytest.mark.parametrize(("first", "method"), [("poly", "poly"), ("private", "arrow")])
+def test_a_run_that_starts_from_another_is_planned(tmp_path, first, method):
+    """The adapter belongs to the base with its weights; arrow trains nothing more."""
+    data, base = write_tasks(tmp_path, classes()), base_folder(tmp_path / "base")
+    recipe = Recipe.from_dict({"base": str(base), "data": data, "method": first, "training": {"epochs": 1}})
+    recipe.train(tmp_path / "run", progress=None)
+    plan = replace(recipe, method=method, init_from=(str(tmp_path / "run"),)).plan()
+    assert plan.method == method and (plan.steps == 0) == (method == "arrow")
