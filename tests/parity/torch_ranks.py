@@ -2,10 +2,12 @@
 
 import sys
 
-import torch
-from torch.nn.parallel import DistributedDataParallel
+import pytest
 
-from polymoe.interop.torch import inject
+torch = pytest.importorskip("torch")  # pytest looks for docstrings' examples here too
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
+
+from polymoe.interop.torch import inject  # noqa: E402
 
 TASKS, IDS = ["a", "b", "c"], [2, 0, 1, 2, 1, 0]
 
