@@ -162,7 +162,7 @@ PyMethodDef pm_methods_runtime[] = {
     PM_METHOD(openmp, "openmp()\n--\n\nThe OpenMP runtime: 'libgomp', 'libomp' or 'none'."),
     PM_METHOD(empty, "empty(shape, dtype, /)\n--\n\nAn uninitialised, 64-byte aligned array whose memory is "
                      "reused once it is freed."),
-    PM_METHOD(memory_used, "memory_used(restart)\n--\n\nBytes in use, and the most since a restart."),
+    PM_METHOD(memory_used, "memory_used(restart, /)\n--\n\nBytes in use, and the most since a restart."),
     PM_METHOD(release_memory, "release_memory()\n--\n\nFree the memory kept for reuse; returns its bytes."),
     { NULL, NULL, 0, NULL },
 };
