@@ -23,6 +23,9 @@ from polymoe.recipe import Recipe
 from polymoe.training.plan import Cost, frozen_bytes, recommend
 
 GIB = 2**30
+as_it_is = pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer takes memory and time of its own"
+)
 
 
 CLOCK = (
@@ -131,11 +134,13 @@ def planned_and_trained(tmp_path: Path, *flags: object, words: int) -> tuple[dic
     return child("plan", *common), child("train", *common, "--output", tmp_path / "run")
 
 
+@as_it_is
 def test_the_peak_of_a_tiny_run_is_what_was_planned(tmp_path):
     plan, summary = planned_and_trained(tmp_path, "--base", base_folder(tmp_path / "base"), words=6)
     assert plan["costs"][0]["bytes"] == pytest.approx(summary["peak_rss_bytes"], rel=0.25)
 
 
+@as_it_is
 @pytest.mark.parametrize("flags", [(), ("--gradient-checkpointing",)])
 def test_peak_and_time_of_a_minilm_run_are_what_was_planned(tmp_path, flags):
     plan, summary = planned_and_trained(tmp_path, "--base", minilm_folder(), *flags, words=126)
