@@ -4,6 +4,7 @@
 #define LANES ((ptrdiff_t)(VBYTES / sizeof(real)))
 typedef real vec __attribute__((vector_size(VBYTES), aligned(sizeof(real)), may_alias));
 #include "peak.h"
+#include "pack.h"
 #include "gemm.h"
 #include "lowrank.h"
 #include "mix.h"

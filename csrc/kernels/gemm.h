@@ -1,55 +1,12 @@
 /* gemm.h -- the product with a packed weight, on one block of staged tokens; bias and low-rank term are its epilogue.
  *   y[n,o] = base[n,o] + bias[o] + sum_d xs[n,d] * weight[o,d] + sum_r h[n,r] * P[r,o]
- * xs [N,D] staged, row stride PM_STRIDE   weight [O,D] as panels [ceil(O/PANEL)][D][PANEL], zero-padded, panel_stride apart
+ * xs [N,D] staged, row stride PM_STRIDE   weight [O,D] as panels (pack.h), panel_stride apart
  * base [N,O] or NULL, row stride ldy, may be y   bias [O] or NULL   h [N,R] row stride ldh   P [R,O] row stride ldp
  * y [N,O] row stride ldy   N <= PM_CHUNK   R = 0: no term
- * A panel is one cache line wide whatever the instruction set, so a packed weight outlives a change of it.
  *
- * gemm_bf16: the weight is bfloat16, panels [ceil(O/PANEL_BF16)][ceil(D/2)][PANEL_BF16][2], half the bytes. Where the instruction
+ * gemm_bf16: the weight is bfloat16. Where the instruction
  * set multiplies pairs of them (PM_BF16_DOT), xs is rounded to bfloat16 too; elsewhere panels are widened just before they are used.
  * The low-rank term, the sums and y stay as they are.   scratch [PM_CHUNK*PM_STRIDE/2] */
-#define PANEL ((ptrdiff_t)(PM_ALIGN / sizeof(real)))
-#define PANEL_BF16 PM_BF16_COLUMNS
-
-/* panels of scale * weight, or of its transpose: then weight is [D,O]. Panels first..last-1 only: threads share them out. */
-static void FN(gemm_pack)(ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last,
-                          const real *restrict weight, int transpose, real scale, real *restrict panels)
-{
-    for (ptrdiff_t p = first; p < last; p++) {
-        real *panel = panels + p * D * PANEL;
-        const ptrdiff_t columns = O - p * PANEL < PANEL ? O - p * PANEL : PANEL;
-        if (columns < PANEL) memset(panel, 0, sizeof(real) * D * PANEL);
-        if (transpose)
-            for (ptrdiff_t d = 0; d < D; d++)
-                for (ptrdiff_t c = 0; c < columns; c++)
-                    panel[d * PANEL + c] = scale * weight[d * O + p * PANEL + c];
-        else /* eight of a row at a time: a whole line is read while it is in cache, few lines of the panel are open */
-            for (ptrdiff_t d0 = 0; d0 < D; d0 += 8)
-                for (ptrdiff_t c = 0; c < columns; c++) {
-                    const real *row = weight + (p * PANEL + c) * D;
-                    const ptrdiff_t end = d0 + 8 < D ? d0 + 8 : D;
-                    for (ptrdiff_t d = d0; d < end; d++) panel[d * PANEL + c] = scale * row[d];
-                }
-    }
-}
-
-/* xs = rows of x, a zero behind each (lowrank.h, proj). What is STAGE_AHEAD further on is asked for meanwhile: memory answers late.
- * (Asking for the next chunk during the product instead: a hundredth of a step, for thirty lines.) */
-#define STAGE_AHEAD ((ptrdiff_t)(12288 / sizeof(real)))
-static void FN(stage)(ptrdiff_t N, ptrdiff_t D, const real *restrict x, ptrdiff_t ldx, real *restrict xs)
-{
-    const ptrdiff_t ahead = (STAGE_AHEAD + D - 1) / D * ldx;
-    for (ptrdiff_t n = 0; n < N; n++, x += ldx, xs += PM_STRIDE) {
-        ptrdiff_t d = 0;
-        for (; d + PANEL <= D; d += PANEL) {
-            __builtin_prefetch(x + d + ahead);
-            for (ptrdiff_t l = 0; l < PANEL; l += LANES) *(vec *)(xs + d + l) = *(const vec *)(x + d + l);
-        }
-        for (; d < D; d++) xs[d] = x[d];
-        xs[D] = 0;
-    }
-}
-
 struct FN(gemm_job) {
     ptrdiff_t D, panel_stride, R, ldh, ldp, ldy;
     const real *xs, *panel, *base, *bias, *h,
@@ -194,24 +151,6 @@ static void FN(gemm)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, cons
 {
     const struct FN(gemm_job) j = { D, panel_stride, R, ldh, ldp, ldy, xs, panels, base, bias, h, P, y };
     FN(gemm_strips)(FN(gemm_wide), FN(gemm_narrow), &j, N, O);
-}
-
-/* panels of weight [O,D], or of its transpose: then weight is [D,O]. Panels first..last-1 only. */
-static void FN(gemm_pack_bf16)(ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last,
-                               const uint16_t *restrict weight, int transpose, uint16_t *restrict panels)
-{
-    const ptrdiff_t row = transpose ? 1 : D, column = transpose ? O : 1, pairs = (D + 1) / 2;
-    for (ptrdiff_t p = first; p < last; p++) {
-        uint16_t *panel = panels + p * pairs * 2 * PANEL_BF16;
-        const ptrdiff_t o = p * PANEL_BF16, columns = O - o < PANEL_BF16 ? O - o : PANEL_BF16;
-        if (columns < PANEL_BF16 || D % 2) memset(panel, 0, sizeof *panel * pairs * 2 * PANEL_BF16);
-        for (ptrdiff_t d0 = 0; d0 < D; d0 += 16) /* as in gemm_pack: few lines of either are open */
-            for (ptrdiff_t c = 0; c < columns; c++) {
-                const ptrdiff_t end = d0 + 16 < D ? d0 + 16 : D;
-                for (ptrdiff_t d = d0; d < end; d++)
-                    panel[(d / 2 * PANEL_BF16 + c) * 2 + d % 2] = weight[(o + c) * row + d * column];
-            }
-    }
 }
 
 #ifdef PM_BF16_DOT
