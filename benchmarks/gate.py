@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from benchmarks import layers, machine, operations, products
 from benchmarks.options import Options
-from benchmarks.timing import Contest, Row, race
+from benchmarks.timing import Candidate, Contest, Row, race
 from polymoe import _core
 
 ROUNDS = 7
@@ -39,11 +39,30 @@ class Check(NamedTuple):
 
 def checks(options: Options) -> Iterator[Check]:
     """All of them."""
+    yield Check(known_work(), known)
     yield Check(products.contest(options, 512, 384, 384), product)
     yield Check(layers.contest(options, layers.Shape(4, 128, 384, 384, (8,))), layer)
     for case in operations.largest():
         if case.op in REACHED:
             yield Check(operations.contest(case, quick=True), operation)
+
+
+def known_work() -> Contest:
+    """Multiply-adds alone, and twice as many: whether the harness times what is known as what it is."""
+
+    def peak(times: int) -> Candidate:
+        rounds = 50_000
+        flops = times * _core.peak(rounds)
+        return Candidate(f"peak x {times}", lambda: _core.peak(times * rounds), flops, bare="peak x 4")
+
+    return Contest("gate", "known work", [peak(4), peak(8)], lambda: None)
+
+
+def known(rows: list[Row]) -> Iterator[tuple[str, float, float]]:
+    """Twice the work takes twice the time, all of it at the peak."""
+    four, eight = rows
+    yield "known work, % of peak", min(four.percent[1], eight.percent[1]), 75
+    yield "known work, twice as much takes twice as long", min(eight.ratio[1] / 2, 2 / eight.ratio[1]), 0.8
 
 
 def product(rows: list[Row]) -> Iterator[tuple[str, float, float]]:

@@ -12,21 +12,14 @@ from polymoe import _core
 
 pytest.importorskip("threadpoolctl")
 machine, results, targets = benchmark("machine"), benchmark("results"), benchmark("targets")
-timing, growth = benchmark("timing"), benchmark("growth")
+timing, growth, gate = benchmark("timing"), benchmark("growth"), benchmark("gate")
 Candidate, Contest, Row = timing.Candidate, timing.Contest, timing.Row
-ROUNDS = 50_000
 
 
 @pytest.fixture(scope="module")
 def roofs():
     with machine.threads(1):
         yield machine.Roofs(machine.clock(1))
-
-
-def peak(times):
-    """A candidate that does nothing but multiply-adds, so many times over."""
-    flops = times * _core.peak(ROUNDS)
-    return Candidate(f"peak x {times}", lambda: _core.peak(times * ROUNDS), flops, bare="peak x 4")
 
 
 def row(who="polymoe", what="n", seconds=1.0, group="layers", **more):
@@ -41,13 +34,14 @@ def row(who="polymoe", what="n", seconds=1.0, group="layers", **more):
 
 
 def test_known_work_is_timed_as_what_it_is(roofs):
-    contest = Contest("g", "peaks", [peak(4), peak(8)], lambda: None)
-    four, eight = timing.race(contest, 5, roofs, _core.get_isa())
-    assert eight.ratio[1] == pytest.approx(2, rel=0.1) and four.ratio == [1, 1]
-    assert eight.overhead == pytest.approx(eight.ratio[1] - 1)
+    four, eight = timing.race(gate.known_work(), 5, roofs, _core.get_isa())
+    assert four.ratio == [1, 1] and eight.overhead == pytest.approx(eight.ratio[1] - 1)
+    assert (
+        1.3 < eight.ratio[1] < 3
+    )  # other tests run beside this one; the gate, which runs alone, asks for more
     for each in (four, eight):
-        assert 85 < each.percent[1] < 105 and each.bound == "compute"
-    assert roofs.level(1 << 14) > 0.9 * roofs.limits([_core.get_isa()]).dram  # the smallest cache, and memory
+        assert 40 < each.percent[1] < 130 and each.bound == "compute"
+    assert roofs.level(1 << 14) > 0.5 * roofs.limits([_core.get_isa()]).dram  # the smallest cache, and memory
 
 
 def test_what_is_wrong_is_not_timed(roofs):
@@ -132,7 +126,6 @@ def test_a_run_is_printed_written_and_read_again(tmp_path, capsys):
 
 
 def test_the_gate_fails_on_what_is_slow(monkeypatch, capsys):
-    gate = benchmark("gate")
     monkeypatch.setattr(gate, "REACHED", {"add": 1000.0})
     monkeypatch.setattr(gate, "OF_PEAK", 1.0)
     monkeypatch.setattr(gate, "OVER_NUMPY", 0.01)
@@ -148,6 +141,6 @@ def test_the_clock_of_one_thread_is_its_own():
     clock = machine.clock(1)
     start = clock()
     with machine.threads(1) as n:
-        _core.peak(ROUNDS)
+        _core.peak(50_000)
     assert n == 1 and clock() > start
     assert machine.clock(2) is not clock
