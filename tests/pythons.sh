@@ -10,7 +10,7 @@ for version in 3.10 3.12 3.13; do
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     numpy=numpy
     [ "$version" != 3.10 ] || numpy='numpy==1.26.*'
-    "$venv/bin/pip" install --quiet . "$numpy" pytest hypothesis threadpoolctl
+    "$venv/bin/pip" install --quiet . "$numpy" pytest pytest-xdist hypothesis threadpoolctl
     echo "pythons: $("$venv/bin/python" -V), NumPy $("$venv/bin/python" -c 'import numpy; print(numpy.__version__)')"
     PYTHONSAFEPATH=1 "$venv/bin/pytest" "$@"
 done
