@@ -9,111 +9,141 @@ All randomness is a function of the seed and these counters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from polymoe.data import EncodedSplit
 from polymoe.files import read_json, read_safetensors, write_json, write_safetensors
 from polymoe.nn import FlatParameters
-from polymoe.training.metrics import Evaluation
+from polymoe.training.config import TrainingConfig
+from polymoe.training.folder import RunFolder
+from polymoe.training.objectives import Objective
 from polymoe.training.optim import AdamW
+from polymoe.training.state import State
+from polymoe.training.tasks import fingerprint
 
 FORMAT = 1
 
+BOOKKEEPING = (
+    "gradient_checkpointing",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "routing_statistics",
+    "report_to",
+)
+"""Settings that change no bit of what is learnt, so that a resumed run may have others."""
 
-@dataclass
-class State:
-    """Where a run stands. ``step`` counts optimiser steps, ``micro_step`` batches; ``batch`` is the next
-    one of ``epoch``.
 
-    ``window`` is the accumulation under way: batches, examples, sum of losses, and by task the sum and the
-    number of examples; ``window_auxiliary`` its auxiliary losses times the examples, None where there are
-    none.
+class Checkpoints:
+    """Those of one run: saved into its ``folder`` and put back from there.
+
+    ``identity`` is what a run must share to go on from them; the last ``keep`` of them and the best stay
+    (None: all); ``tell`` tells the callbacks of an event, by name.
     """
 
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    micro_step: int = 0
-    tokens: int = 0
-    examples: int = 0
-    train_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    window: dict[str, list[float]] = field(default_factory=dict)
-    window_batches: int = 0
-    window_auxiliary: float | None = None
-    best_step: int | None = None
-    best_value: float | None = None
-    evaluations_since_best: int = 0
-    validation: Evaluation | None = None
-    zero_shot: Evaluation | None = None
+    def __init__(
+        self,
+        folder: RunFolder,
+        model: Any,
+        objective: Objective,
+        parameters: FlatParameters,
+        optimizer: AdamW,
+        identity: Mapping[str, Any],
+        keep: int | None,
+        tell: Callable[..., None],
+    ) -> None:
+        self.folder, self.model, self.objective = folder, model, objective
+        self.parameters, self.optimizer = parameters, optimizer
+        self.identity, self.keep, self.tell = dict(identity), keep, tell
 
-    @property
-    def name(self) -> str:
-        """Of its checkpoint."""
-        return f"step-{self.step}" + (f".{self.window_batches}" if self.window_batches else "")
+    def save(self, state: State, best: bool = False) -> Path:
+        """A checkpoint of this very moment, unless it is there already."""
+        latest = self.folder.pointed("latest")
+        if latest is not None and latest.name == state.name:
+            return latest
+
+        def write(folder: Path) -> None:
+            self.save_adapter(folder / "adapter")
+            self._save_training(folder, state)
+
+        path = self.folder.save_checkpoint(state.name, write, best=best, keep=self.keep)
+        self.tell("on_save", path)
+        return path
+
+    def save_adapter(self, folder: Path) -> None:
+        """The adapter and the objective as they stand."""
+        self.model.save_adapter(folder)
+        self.objective.save(folder)
+
+    def load_latest(self) -> State | None:
+        """Put parameters and moments back and return the state, or None where there is no checkpoint yet;
+        nothing changes when that fails.
+
+        Raises ValueError for broken files and where the run is another one (settings, tasks, data,
+        parameters), with what differs.
+        """
+        folder = self.folder.pointed("latest")
+        return None if folder is None else self._load_training(folder)
+
+    def load_best(self, state: State) -> None:
+        """Put the values that all parameters had after the best step back."""
+        if state.best_step is not None and state.best_step != state.step:
+            path = self.folder.checkpoints / f"step-{state.best_step}" / "training.safetensors"
+            data: np.ndarray = read_safetensors(path)["data"]
+            self.parameters.data[:] = data
+
+    def _save_training(self, folder: Path, state: State) -> None:
+        write_safetensors(folder / "training.safetensors", self._buffers(state))
+        content = {"state": asdict(state), "layout": self._layout(), "identity": self.identity}
+        write_json(folder / "state.json", {"format": FORMAT, **content})
+
+    def _load_training(self, folder: Path) -> State:
+        content = read_json(folder / "state.json")
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f"{folder / 'state.json'}: expected a checkpoint of format {FORMAT}")
+        for name, value in self.identity.items():
+            saved = content["identity"].get(name)
+            if saved != value:
+                raise ValueError(f"resume: expected the {name} of {folder}, {_difference(saved, value)}")
+        if content["layout"] != self._layout():
+            raise ValueError(f"resume: expected the parameters of {folder}, got other names or shapes")
+        path = folder / "training.safetensors"
+        saved = read_safetensors(path)
+        state = State(**{f.name: content["state"][f.name] for f in fields(State)})
+        buffers = self._buffers(state)
+        if saved.keys() != buffers.keys() or any(saved[k].shape != b.shape for k, b in buffers.items()):
+            shape = self.parameters.data.shape
+            raise ValueError(f"{path}: expected {sorted(buffers)} of shape {shape}")
+        self.parameters.zero_grad()
+        for name, buffer in buffers.items():
+            buffer[:] = saved[name]
+        self.optimizer.step = state.step
+        return state
+
+    def _buffers(self, state: State) -> dict[str, np.ndarray]:
+        """What a checkpoint of ``state`` holds: gradients only amid an accumulation."""
+        p, moments = self.parameters, {"exp_avg": self.optimizer.m, "exp_avg_sq": self.optimizer.v}
+        return {"data": p.data, **moments, **({"grad": p.grad} if state.window_batches else {})}
+
+    def _layout(self) -> list[list[Any]]:
+        return [[s.name, s.group, s.offset, list(s.shape), s.trainable] for s in self.parameters.segments]
 
 
-def save_training(
-    folder: Path, state: State, parameters: FlatParameters, optimizer: AdamW, identity: Mapping[str, Any]
-) -> None:
-    """Write ``training.safetensors`` and ``state.json``; ``identity`` is what a run must share to go on
-    from here.
-    """
-    buffers = {"data": parameters.data, "exp_avg": optimizer.m, "exp_avg_sq": optimizer.v}
-    if state.window_batches:
-        buffers["grad"] = parameters.grad
-    write_safetensors(folder / "training.safetensors", buffers)
-    write_json(
-        folder / "state.json",
-        {"format": FORMAT, "state": asdict(state), "layout": _layout(parameters), "identity": dict(identity)},
-    )
-
-
-def load_training(
-    folder: Path, parameters: FlatParameters, optimizer: AdamW, identity: Mapping[str, Any]
-) -> State:
-    """Put the buffers back and return the state; nothing changes when that fails.
-
-    Raises ValueError for broken files and where the run is another one (settings, tasks, data, parameters),
-    with what differs.
-    """
-    content = read_json(folder / "state.json")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{folder / 'state.json'}: expected a checkpoint of format {FORMAT}")
-    for name, value in identity.items():
-        saved = content["identity"].get(name)
-        if saved != value:
-            raise ValueError(f"resume: expected the {name} of {folder}, {_difference(saved, value)}")
-    if content["layout"] != _layout(parameters):
-        raise ValueError(f"resume: expected the parameters of {folder}, got other names or shapes")
-    buffers = read_safetensors(folder / "training.safetensors")
-    state = State(**{f.name: content["state"][f.name] for f in fields(State)})
-    targets = {"data": parameters.data, "exp_avg": optimizer.m, "exp_avg_sq": optimizer.v}
-    if state.window_batches:
-        targets["grad"] = parameters.grad
-    if buffers.keys() != targets.keys() or any(buffers[k].shape != t.shape for k, t in targets.items()):
-        raise ValueError(
-            f"{folder / 'training.safetensors'}: expected {sorted(targets)} of shape {parameters.data.shape}"
-        )
-    parameters.zero_grad()
-    for name, target in targets.items():
-        target[:] = buffers[name]
-    optimizer.step = state.step
-    return state
-
-
-def load_parameters(folder: Path, parameters: FlatParameters) -> None:
-    """Put the values of all parameters back as they were in a checkpoint of the same run."""
-    data: np.ndarray = read_safetensors(folder / "training.safetensors")["data"]
-    parameters.data[:] = data
-
-
-def _layout(parameters: FlatParameters) -> list[list[Any]]:
-    return [[s.name, s.group, s.offset, list(s.shape), s.trainable] for s in parameters.segments]
+def run_identity(
+    model: Any, objective: Objective, config: TrainingConfig, *splits: EncodedSplit
+) -> dict[str, Any]:
+    """What two runs must share for one to go on where the other stopped."""
+    return {
+        "training": {k: v for k, v in config.to_dict().items() if k not in BOOKKEEPING},
+        "tasks": list(model.tasks.names),
+        "objective": objective.name,
+        "data": fingerprint(*splits),
+    }
 
 
 def _difference(saved: Any, given: Any) -> str:

@@ -1,5 +1,5 @@
-"""The training loop: batches in, a run folder out. What a step does stands here; what it is made of stands
-in the other files.
+"""The training loop: batches in, a run folder out. What happens and when stands here; what a step is made of
+stands in the other files.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -23,27 +22,19 @@ from polymoe.functional import batch_invariant
 from polymoe.nn import FlatParameters
 from polymoe.tape import Tape, data_of
 from polymoe.training.callbacks import Callback, MetricsFile, Progress
-from polymoe.training.checkpoints import State, load_parameters, load_training, save_training
+from polymoe.training.checkpoints import Checkpoints, run_identity
 from polymoe.training.config import TrainingConfig
+from polymoe.training.evaluator import Evaluator, metric_for_best_model
 from polymoe.training.folder import RunFolder
 from polymoe.training.interrupt import Interrupt, TrainingInterrupted
 from polymoe.training.objectives import Objective, make_objective
 from polymoe.training.optim import AdamW
 from polymoe.training.routing import RoutingWatch
 from polymoe.training.search import load_minimize, search, searched_tables
+from polymoe.training.state import State
 from polymoe.training.summary import default_recipe, summarize_run
-from polymoe.training.tasks import as_tasks, fingerprint
+from polymoe.training.tasks import as_tasks
 from polymoe.training.trackers import make_trackers
-
-BOOKKEEPING = (
-    "gradient_checkpointing",
-    "logging_steps",
-    "save_steps",
-    "save_total_limit",
-    "routing_statistics",
-    "report_to",
-)
-"""Settings that change no bit of what is learnt, so that a resumed run may have others."""
 
 
 class Trainer:
@@ -75,11 +66,7 @@ class Trainer:
         self.model, self.config = model, config or TrainingConfig()
         self.data = as_tasks(data, seed=self.config.seed)
         self.objective = make_objective(objective)
-        self.metric = self.config.metric_for_best_model or self.objective.metrics[0]
-        if self.metric not in self.objective.metrics:
-            raise ValueError(
-                f"metric_for_best_model: expected one of {list(self.objective.metrics)}, got {self.metric!r}"
-            )
+        metric = metric_for_best_model(self.objective, self.config.metric_for_best_model)
         if not self.objective.prepared:
             self.objective.prepare(model, self.data, self.config.max_length)
         self.objective.check_tasks(list(self.data))
@@ -107,7 +94,19 @@ class Trainer:
         if progress is not None:
             self.callbacks.append(Progress(progress))
         self.state = State()
-        self._saved: tuple[int, int] | None = None
+        self._evaluator = Evaluator(
+            model, self.objective, {"valid": self.valid_split, "test": self.test_split}, metric, self.tell
+        )
+        self._checkpoints = Checkpoints(
+            self.folder,
+            model,
+            self.objective,
+            self.parameters,
+            self.optimizer,
+            run_identity(model, self.objective, self.config, self.train_split, self.valid_split),
+            self.config.save_total_limit,
+            self.tell,
+        )
 
     @property
     def step(self) -> int:
@@ -146,14 +145,14 @@ class Trainer:
         try:
             with Interrupt() as interrupt, batch_invariant(self.config.batch_invariant or None):
                 if self.zero_shot and self.state.zero_shot is None:
-                    self.state.zero_shot = self._evaluate("test")
+                    self.state.zero_shot = self._evaluator.evaluate("test", self.state)
                 self.tell("on_train_begin")
                 self.model.train()
                 while self.state.step < self.total_steps and not self._patience_is_lost():
                     self._run_batch(self.plan(self.state.epoch)[self.state.batch])
                     if interrupt.asked:
-                        raise TrainingInterrupted(self._save(), self.state.step)
-                self._take_best()
+                        raise self._interrupted()
+                self._checkpoints.load_best(self.state)
                 self._search(interrupt)
                 return self._finish()
         finally:
@@ -179,17 +178,7 @@ class Trainer:
         # n times the gradient of the mean and of the auxiliary losses: windows sum over examples (or over
         # whatever the mean counts), and the update divides by their number
         tape.backward(loss.mean, np.asarray(n, dtype=data_of(loss.mean).dtype))
-        for name, x, w in zip(names, loss.per_example.tolist(), weights.tolist(), strict=True):
-            entry = state.window.setdefault(name, [0.0, 0.0])
-            entry[0] += w * x
-            entry[1] += w
-        if tape.losses:
-            state.window_auxiliary = (state.window_auxiliary or 0.0) + n * auxiliary
-        state.tokens += batch.n_read
-        state.examples += len(indices)
-        state.micro_step += 1
-        state.window_batches += 1
-        state.batch += 1
+        state.add_batch(names, loss.per_example, weights, auxiliary if tape.losses else None, batch.n_read)
         epoch_ends = state.batch == len(self.plan(state.epoch))
         if epoch_ends:
             state.epoch, state.batch = state.epoch + 1, 0
@@ -202,23 +191,21 @@ class Trainer:
 
     def _update(self) -> dict[str, Any]:
         """The optimiser step; its line of ``metrics.jsonl``."""
-        state, window = self.state, self.state.window
-        n = sum(entry[1] for entry in window.values())
+        state = self.state
+        n = state.window_weight
         try:
             update = self.optimizer.update(n)
         except FloatingPointError:
-            raise self._not_finite("gradient", self.optimizer.grad_norm(n), list(window)) from None
+            raise self._not_finite("gradient", self.optimizer.grad_norm(n), list(state.window)) from None
         self.objective.constrain()
         self.parameters.zero_grad()
-        state.step += 1
-        auxiliary = state.window_auxiliary
-        state.window, state.window_batches, state.window_auxiliary = {}, 0, None
+        window = state.end_step()
         return {
             "step": state.step,
             "epoch": round(self.epoch, 4),
-            "loss": sum(entry[0] for entry in window.values()) / n,
-            **({} if auxiliary is None else {"auxiliary_loss": auxiliary / n}),
-            "tasks": {name: total / count for name, (total, count) in sorted(window.items())},
+            "loss": window.loss,
+            **({} if window.auxiliary is None else {"auxiliary_loss": window.auxiliary}),
+            "tasks": window.tasks,
             "lr": update.learning_rates,
             "grad_norm": update.grad_norm,
             "examples": state.examples,
@@ -231,44 +218,10 @@ class Trainer:
         self.tell("on_step_end", record)
         last = state.step == self.total_steps
         evaluates = last or (epoch_ends if c.eval_steps is None else state.step % c.eval_steps == 0)
-        best = evaluates and len(self.valid_split) > 0 and self._select()
+        best = evaluates and self._evaluator.select(state)
         saves = evaluates if c.save_steps is None else state.step % c.save_steps == 0
         if best or last or saves:
-            self._save(best)
-
-    def _select(self) -> bool:
-        """Evaluate on validation; whether that is the best so far."""
-        state = self.state
-        evaluation = self._evaluate("valid", selects=True)
-        if self.metric not in evaluation["mean"]:
-            raise ValueError(
-                f"metric_for_best_model: expected one of {list(evaluation['mean'])} (what these tasks have), "
-                f"got {self.metric!r}"
-            )
-        value, old = evaluation["mean"][self.metric], state.best_value
-        lower = self.metric in self.objective.lower_is_better
-        best = old is None or (value < old if lower else value > old)
-        if best:
-            state.best_step, state.best_value, state.validation = state.step, value, evaluation
-        state.evaluations_since_best = 0 if best else state.evaluations_since_best + 1
-        return best
-
-    def _evaluate(self, split: Literal["valid", "test"], selects: bool = False) -> Any:
-        started = time.perf_counter()
-        encoded = self.valid_split if split == "valid" else self.test_split
-        observe = partial(self.tell, "on_evaluation_batch", split)
-        if selects:
-            evaluation = self.objective.validate(self.model, encoded, self.metric, observe)
-        else:
-            evaluation = self.objective.evaluate(self.model, encoded, observe=observe)
-        self.state.evaluation_seconds += time.perf_counter() - started
-        self.tell("on_evaluate", split, evaluation)
-        return evaluation
-
-    def _take_best(self) -> None:
-        """Put the best weights back."""
-        if self.state.best_step not in (None, self.state.step):
-            load_parameters(self.folder.checkpoints / f"step-{self.state.best_step}", self.parameters)
+            self._checkpoints.save(state, best)
 
     def _search(self, interrupt: Interrupt) -> None:
         """Find what gradients do not, where the adapter has such weights; a run that is stopped here begins
@@ -282,50 +235,25 @@ class Trainer:
 
         started = time.perf_counter()
         if not search(self.model, self.objective, self.train_split, self.config, told):
-            raise TrainingInterrupted(self._save(), self.state.step)
+            raise self._interrupted()
         self.state.train_seconds += time.perf_counter() - started
         if len(self.valid_split) and not len(self.test_split):
-            self.state.validation = self._evaluate("valid")
+            self.state.validation = self._evaluator.evaluate("valid", self.state)
 
     def _finish(self) -> dict[str, Any]:
         """Test, adapter, summary."""
-        state = self.state
-        split: Literal["valid", "test"] = "test" if len(self.test_split) else "valid"
-        evaluation = None if len(self.test_split) else state.validation  # with these very weights
-        if evaluation is None and len(self.test_split) + len(self.valid_split):
-            evaluation = self._evaluate(split)
-        replace_folder(self.folder.adapter, self._save_adapter)
+        split, evaluation = self._evaluator.finish(self.state)
+        replace_folder(self.folder.adapter, self._checkpoints.save_adapter)
         summary = summarize_run(self, evaluation, split)
         self.folder.write_summary(summary)
         self.tell("on_train_end", summary)
         return summary
 
-    def _save(self, best: bool = False) -> Path:
-        """A checkpoint of this very moment."""
-        latest = self.folder.pointed("latest")
-        if self._saved == (self.state.step, self.state.micro_step) and latest is not None:
-            return latest
-
-        def write(folder: Path) -> None:
-            self._save_adapter(folder / "adapter")
-            save_training(folder, self.state, self.parameters, self.optimizer, self._identity())
-
-        keep = self.config.save_total_limit
-        path = self.folder.save_checkpoint(self.state.name, write, best=best, keep=keep)
-        self._saved = (self.state.step, self.state.micro_step)
-        self.tell("on_save", path)
-        return path
-
-    def _save_adapter(self, folder: Path) -> None:
-        self.model.save_adapter(folder)
-        self.objective.save(folder)
-
     def _resume(self) -> None:
-        latest = self.folder.pointed("latest")
-        if latest is not None:
-            self.state = load_training(latest, self.parameters, self.optimizer, self._identity())
-            self._saved = (self.state.step, self.state.micro_step)
-            self.folder.keep_metrics(self.state.step)
+        state = self._checkpoints.load_latest()
+        if state is not None:
+            self.state = state
+            self.folder.keep_metrics(state.step)
         else:  # stopped before the first checkpoint
             self.folder.clear()
             self.folder.write_recipe(self.recipe)
@@ -352,14 +280,8 @@ class Trainer:
         patience = self.config.early_stopping_patience
         return patience is not None and self.state.evaluations_since_best >= patience
 
-    def _identity(self) -> dict[str, Any]:
-        """What two runs must share for one to go on where the other stopped."""
-        return {
-            "training": {k: v for k, v in self.config.to_dict().items() if k not in BOOKKEEPING},
-            "tasks": list(self.model.tasks.names),
-            "objective": self.objective.name,
-            "data": fingerprint(self.train_split, self.valid_split),
-        }
+    def _interrupted(self) -> TrainingInterrupted:
+        return TrainingInterrupted(self._checkpoints.save(self.state), self.state.step)
 
     def _not_finite(self, what: str, value: float, tasks: Sequence[str]) -> FloatingPointError:
         latest = self.folder.pointed("latest")
