@@ -24,7 +24,7 @@ from polymoe.batch import Batch
 from polymoe.models import load_base
 from polymoe.models.likelihood import frozen_head
 from polymoe.models.loading import find_base
-from polymoe.nn import FlatParameters
+from polymoe.parameters import FlatParameters
 from polymoe.tape import Node, Tape
 
 TASKS = 8

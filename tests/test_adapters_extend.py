@@ -9,7 +9,7 @@ from polymoe.adapters import METHODS, adapt
 from polymoe.adapters.extend import add_task
 from polymoe.batch import Batch
 from polymoe.models import load_base
-from polymoe.nn import FlatParameters
+from polymoe.parameters import FlatParameters
 
 TASKS = ("a", "b", "c")
 OFFSETS, TOKENS = np.array([0, 3, 4, 9]), np.arange(9) + 5

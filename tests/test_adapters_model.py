@@ -13,7 +13,7 @@ from polymoe.adapters import AdaptedModel, adapt
 from polymoe.adapters.model import count_parameters
 from polymoe.batch import Batch, TaskRegistry
 from polymoe.models import load_base
-from polymoe.nn import FlatParameters
+from polymoe.parameters import FlatParameters
 
 QUERY = "encoder.layer.0.attention.self.query"
 

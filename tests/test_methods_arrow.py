@@ -12,7 +12,7 @@ from polymoe.adapters import adapt_linear, configure
 from polymoe.adapters.by_prototype import prototypes
 from polymoe.batch import Batch
 from polymoe.files import read_safetensors
-from polymoe.nn import Parameter
+from polymoe.parameters import Parameter
 from polymoe.training import Callback, TrainingInterrupted, load_run
 
 

@@ -10,7 +10,7 @@ from tiny_bert import CONFIG, tiny_config, tiny_state, write_bert
 from polymoe import tape
 from polymoe.batch import Batch
 from polymoe.models import Bert, BertConfig, load_base
-from polymoe.nn import Parameter
+from polymoe.parameters import Parameter
 
 LENGTHS = [5, 1, 12, 32, 2]
 erf = np.vectorize(math.erf)

@@ -11,7 +11,7 @@ from polymoe import adapt, tape
 from polymoe.batch import Batch
 from polymoe.models import Llama, LlamaConfig, load_base
 from polymoe.models.rope import inverse_frequencies
-from polymoe.nn import Parameter
+from polymoe.parameters import Parameter
 
 LENGTHS = [5, 1, 12, 48, 2]
 KINDS = {

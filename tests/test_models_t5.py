@@ -12,7 +12,7 @@ from tiny_t5 import numpy_t5, tiny_config, tiny_state, write_t5
 from polymoe import adapt, tape
 from polymoe.batch import Batch, Source
 from polymoe.models import T5, T5Config, load_base
-from polymoe.nn import Parameter
+from polymoe.parameters import Parameter
 
 SOURCES = [5, 1, 30, 64, 2]
 TARGETS = [3, 7, 1, 30, 0]

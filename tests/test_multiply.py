@@ -6,7 +6,7 @@ import numpy as np
 
 from polymoe import functional as F
 from polymoe import tape
-from polymoe.nn import Parameter
+from polymoe.parameters import Parameter
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(300, 40)).astype(np.float32)

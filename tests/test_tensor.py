@@ -9,7 +9,7 @@ import pytest
 
 from polymoe import functional as F
 from polymoe import tape
-from polymoe.nn import Parameter
+from polymoe.parameters import Parameter
 
 TASKS, GROUPS, R, RANK = 4, [1, 3], 3, 2
 

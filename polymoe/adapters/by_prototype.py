@@ -11,7 +11,7 @@ from polymoe.adapters.by_token import check_top_k
 from polymoe.adapters.low_rank import LoraExperts
 from polymoe.adapters.parts import Experts, Router, Site, expect
 from polymoe.batch import Batch, Routing
-from polymoe.nn import Parameter
+from polymoe.parameters import Parameter
 
 if TYPE_CHECKING:
     from polymoe.adapters.config import AdapterConfig

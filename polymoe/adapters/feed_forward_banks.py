@@ -13,7 +13,8 @@ import numpy as np
 
 from polymoe import tape
 from polymoe.adapters.parts import Shapes, Site
-from polymoe.nn import Module, Parameter
+from polymoe.nn import Module
+from polymoe.parameters import Parameter
 
 if TYPE_CHECKING:
     from polymoe.adapters.config import AdapterConfig

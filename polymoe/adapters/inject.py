@@ -14,7 +14,8 @@ from polymoe.adapters.layers import SITES, AdapterLayer, make_layer, site_of
 from polymoe.adapters.parts import Router, Site
 from polymoe.adapters.targets import is_excluded, pattern_key, resolve, select
 from polymoe.batch import TaskRegistry
-from polymoe.nn import Module, Parameter
+from polymoe.nn import Module
+from polymoe.parameters import Parameter
 
 
 class Adapter(Module):

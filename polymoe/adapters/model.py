@@ -17,7 +17,8 @@ from polymoe.adapters.methods import configure
 from polymoe.adapters.start import start_from, succeed
 from polymoe.batch import Batch, Routings, TaskRegistry
 from polymoe.functional import PackedWeight
-from polymoe.nn import Module, Parameter
+from polymoe.nn import Module
+from polymoe.parameters import Parameter
 
 
 class AdaptedModel(Module):

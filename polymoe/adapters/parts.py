@@ -11,7 +11,8 @@ import numpy as np
 from polymoe import random, tape
 from polymoe.adapters import initial
 from polymoe.batch import Batch, Routing
-from polymoe.nn import Module, Parameter
+from polymoe.nn import Module
+from polymoe.parameters import Parameter
 
 if TYPE_CHECKING:
     from polymoe.adapters.config import AdapterConfig

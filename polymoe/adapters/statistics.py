@@ -149,12 +149,8 @@ def router_statistics(adapter: Adapter) -> list[RouterStatistics]:
     n_rows = max(len(adapter.tasks), 1)
     rows = np.arange(n_rows, dtype=np.int64)
     batch = Batch(np.arange(n_rows + 1), task_ids=rows if len(adapter.tasks) else None)
-    training = adapter.training
-    adapter.eval()
-    try:
+    with adapter.without_noise():
         routings = {name: site.router(batch, None) for name, site in router_sites(adapter).items()}
-    finally:
-        adapter.train(training)
     sums = RoutingSums(adapter, n_rows)
     sums.add(routings, rows)
     return sums.statistics()

@@ -11,7 +11,7 @@ Nothing here knows of models or methods. From texts to batches:
 from polymoe.data.encoded import EncodedSplit, TextCounts, encode_split
 from polymoe.data.examples import Example, TaskData
 from polymoe.data.labels import has_labels, label_ids, labels, numbers
-from polymoe.data.packing import cut_batches, pack
+from polymoe.data.packing import cut_batches, pack, shortest_first
 from polymoe.data.readers import read_tasks
 from polymoe.data.sampling import Sampling, epoch_order, task_counts
 from polymoe.data.shots import draw_shots, draw_test
@@ -37,6 +37,7 @@ __all__ = [
     "numbers",
     "pack",
     "read_tasks",
+    "shortest_first",
     "split_task",
     "task_counts",
 ]

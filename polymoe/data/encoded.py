@@ -10,7 +10,7 @@ import numpy as np
 
 from polymoe.batch import Batch, TaskRegistry
 from polymoe.data.examples import Example, TaskData
-from polymoe.data.packing import POOL, cut_batches, pack
+from polymoe.data.packing import POOL, pack, shortest_first
 from polymoe.data.sampling import Sampling, epoch_order
 from polymoe.data.tokenization import Tokenizer, Tokens
 
@@ -78,10 +78,7 @@ class EncodedSplit:
 
     def in_order(self, *, max_tokens: int | None = None, batch_size: int | None = None) -> list[np.ndarray]:
         """Batches for evaluation: every example once, from the shortest to the longest, as indices."""
-        lengths = self.tokens.lengths
-        return cut_batches(
-            np.argsort(lengths, kind="stable"), lengths, max_tokens=max_tokens, batch_size=batch_size
-        )
+        return shortest_first(self.tokens.lengths, max_tokens=max_tokens, batch_size=batch_size)
 
     def batch(self, indices: np.ndarray, *, targets: Any = None, seed: int = 0, step: int = 0) -> Batch:
         """The batch of these examples."""

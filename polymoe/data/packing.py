@@ -65,6 +65,15 @@ def cut_batches(
     return batches
 
 
+def shortest_first(
+    lengths: np.ndarray, *, max_tokens: int | None = None, batch_size: int | None = None
+) -> list[np.ndarray]:
+    """Batches of examples of similar length, from the shortest to the longest, where the order is free."""
+    return cut_batches(
+        np.argsort(lengths, kind="stable"), lengths, max_tokens=max_tokens, batch_size=batch_size
+    )
+
+
 def _check_budget(max_tokens: int | None, batch_size: int | None, pool: int = POOL) -> None:
     if max_tokens is None and batch_size is None:
         raise ValueError("max_tokens, batch_size: expected at least one of them, got None for both")

@@ -75,9 +75,7 @@ def export_task(
     texts = shipped_texts() if texts is None else list(texts)
     if not texts:
         raise ValueError("texts: expected some to compare on, got none")
-    training = model.training
-    model.eval()
-    try:
+    with model.without_noise():
         lora = task_lora(model, task, mean_route)
         exact = all(layer.router.axis == "group" for layer in model.adapter.layers.values())
         expected = model.encode(texts, task)
@@ -100,8 +98,6 @@ def export_task(
             found["lost"] = float(np.linalg.norm(got - expected)) / moved if moved else 0.0
 
         put_folder(Path(output), write, overwrite)
-    finally:
-        model.train(training)
     rank = max(pair.r for pair in lora.pairs.values())
     moves = float(np.abs(expected - base).max())
     return Exported(

@@ -23,7 +23,7 @@ import numpy as np
 from polymoe.adapters.config import AdapterConfig
 from polymoe.adapters.inject import Adapter
 from polymoe.adapters.parts import Site
-from polymoe.nn import Parameter
+from polymoe.parameters import Parameter
 
 PREFIX = "base_model.model."
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from polymoe import tape
 from polymoe.batch import Batch
-from polymoe.data import Tokenizer, cut_batches
+from polymoe.data import Tokenizer, shortest_first
 from polymoe.functional import PackedWeight
 from polymoe.models.build import Builder, digest_of
 from polymoe.nn import Linear, Module
@@ -130,9 +130,8 @@ class Base(Module):
         if self.tokenizer is None:
             raise ValueError("tokenizer: expected one to encode texts, got None")
         tokens, embed = self.tokenizer.encode(texts), embed or self.embed
-        lengths = tokens.lengths
         vectors = np.empty((len(tokens), self.hidden_size), self.dtype)
-        for indices in cut_batches(np.argsort(lengths, kind="stable"), lengths, max_tokens=batch_tokens):
+        for indices in shortest_first(tokens.lengths, max_tokens=batch_tokens):
             token_ids, cu_seqlens = tokens.take(indices)
             vectors[indices] = tape.data_of(embed(Batch(cu_seqlens, token_ids, example_ids=indices)))
         return vectors

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from polymoe.batch import Batch
-from polymoe.data import cut_batches
+from polymoe.data import shortest_first
 from polymoe.functional import batch_invariant
 from polymoe.models.cache import KeyValueCache
 from polymoe.models.search import Beams, Ends, Found, GenerationConfig, Samples
@@ -81,17 +81,12 @@ def generate(
     lengths = np.array([len(t) for t in tokens], np.int64) + config.max_new_tokens
     costs = lengths * max(config.num_beams, config.num_return_sequences)
     results: list[list[Generation]] = [[] for _ in given]
-    training = model.training
-    model.eval()
-    try:
-        with batch_invariant():
-            for batch in cut_batches(np.argsort(costs, kind="stable"), costs, max_tokens=batch_tokens):
-                writers = [_Writer(base, config, int(keys[i]), int(i), on_text) for i in batch]
-                _run(base, attach, [tokens[i] for i in batch], None if ids is None else ids[batch], writers)
-                for i, writer in zip(batch, writers, strict=True):
-                    results[i] = [writer.finished(found, int(cut[i])) for found in writer.search.found]
-    finally:
-        model.train(training)
+    with model.without_noise(), batch_invariant():
+        for batch in shortest_first(costs, max_tokens=batch_tokens):
+            writers = [_Writer(base, config, int(keys[i]), int(i), on_text) for i in batch]
+            _run(base, attach, [tokens[i] for i in batch], None if ids is None else ids[batch], writers)
+            for i, writer in zip(batch, writers, strict=True):
+                results[i] = [writer.finished(found, int(cut[i])) for found in writer.search.found]
     return results
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from polymoe import functional as F
-from polymoe.data import cut_batches
+from polymoe.data import shortest_first
 from polymoe.functional import PackedWeight, batch_invariant
 from polymoe.models.generate import BATCH_TOKENS, next_batch, parts_of, start_batch
 
@@ -37,37 +37,32 @@ def likelihoods(
             raise ValueError(f"prompts, candidates: expected at least one token in each, got none in {i}")
     longest = np.array([max((len(c) for c in own), default=1) for own in choices])
     results: list[np.ndarray] = [np.empty(0)] * len(tokens)
-    training = model.training
-    model.eval()
-    try:
-        lengths = np.array([len(p) for p in tokens]) + longest
-        costs = lengths * np.array([max(len(own), 1) for own in choices])
-        with batch_invariant():
-            for some in cut_batches(np.argsort(costs, kind="stable"), costs, max_tokens=batch_tokens):
-                task_ids = None if ids is None else ids[some]
-                batch = start_batch(base, attach, [tokens[i] for i in some], task_ids, longest[some])
-                last = np.asarray(base(batch))[batch.cu_seqlens[1:] - 1]
-                parents = np.repeat(np.arange(len(some)), [len(choices[i]) for i in some])
-                texts = [text for i in some for text in choices[i]]
-                if not texts:
-                    continue
-                offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
-                later = next_batch(
-                    batch,
-                    parents,
-                    np.concatenate([text[:-1] for text in texts]),
-                    offsets - np.arange(len(offsets)),
-                )
-                x = np.empty((offsets[-1], last.shape[1]), last.dtype)
-                x[offsets[:-1]] = last[parents]
-                x[np.delete(np.arange(offsets[-1]), offsets[:-1])] = np.asarray(base(later))
-                _, saved = F.lm_loss(x, head, np.concatenate(texts), gradient=False)
-                sums = np.add.reduceat(saved.per_token.astype(np.float64), offsets[:-1])
-                means = -sums / np.diff(offsets)
-                for j, i in enumerate(some):
-                    results[i] = means[parents == j]
-    finally:
-        model.train(training)
+    lengths = np.array([len(p) for p in tokens]) + longest
+    costs = lengths * np.array([max(len(own), 1) for own in choices])
+    with model.without_noise(), batch_invariant():
+        for some in shortest_first(costs, max_tokens=batch_tokens):
+            task_ids = None if ids is None else ids[some]
+            batch = start_batch(base, attach, [tokens[i] for i in some], task_ids, longest[some])
+            last = np.asarray(base(batch))[batch.cu_seqlens[1:] - 1]
+            parents = np.repeat(np.arange(len(some)), [len(choices[i]) for i in some])
+            texts = [text for i in some for text in choices[i]]
+            if not texts:
+                continue
+            offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
+            later = next_batch(
+                batch,
+                parents,
+                np.concatenate([text[:-1] for text in texts]),
+                offsets - np.arange(len(offsets)),
+            )
+            x = np.empty((offsets[-1], last.shape[1]), last.dtype)
+            x[offsets[:-1]] = last[parents]
+            x[np.delete(np.arange(offsets[-1]), offsets[:-1])] = np.asarray(base(later))
+            _, saved = F.lm_loss(x, head, np.concatenate(texts), gradient=False)
+            sums = np.add.reduceat(saved.per_token.astype(np.float64), offsets[:-1])
+            means = -sums / np.diff(offsets)
+            for j, i in enumerate(some):
+                results[i] = means[parents == j]
     return results
 
 

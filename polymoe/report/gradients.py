@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polymoe.functional import batch_invariant
 from polymoe.tape import Tape, data_of
 
 if TYPE_CHECKING:
@@ -55,10 +54,9 @@ def gradient_similarity(run: Run, data: Any = None, *, n_texts: int = 64) -> Gra
     if empty := [name for name, size in split.sizes.items() if not size]:
         raise ValueError(f"data: expected training texts of each task, got none of {', '.join(empty)}")
     before = {id(p): p.grad for _, p in parameters}
-    rows, start, training = [], 0, model.training
-    model.eval()
+    rows, start = [], 0
     try:
-        with batch_invariant(run.recipe.get("training", {}).get("batch_invariant") or None):
+        with model.without_noise(), run.as_trained():
             for size in split.sizes.values():
                 for _, p in parameters:
                     p.grad = None
@@ -73,7 +71,6 @@ def gradient_similarity(run: Run, data: Any = None, *, n_texts: int = 64) -> Gra
                 row = np.concatenate(flat).astype(np.float32)
                 rows.append(row / (float(np.linalg.norm(row)) or 1.0))
     finally:
-        model.train(training)
         for _, p in parameters:
             p.grad = before[id(p)]
     units = np.stack(rows)

@@ -11,7 +11,7 @@ import numpy as np
 from polymoe.adapters import AdaptedModel, measures
 from polymoe.adapters.statistics import RouterStatistics, RoutingSums, reads_texts, router_statistics
 from polymoe.batch import Batch, Routings
-from polymoe.data import EncodedSplit, Tokens, cut_batches
+from polymoe.data import EncodedSplit, Tokens, shortest_first
 
 BATCH_TOKENS = 2048
 
@@ -132,22 +132,17 @@ def routing_statistics(
     tasks, tokens, rows = _encode(model, data)
     ids = adapter.tasks.ids(tasks) if adapter.needs_tasks else None
     sums = RoutingSums(adapter, len(tasks))
-    training = model.training
-    model.eval()
-    try:
-        lengths = tokens.lengths
-        for indices in cut_batches(np.argsort(lengths, kind="stable"), lengths, max_tokens=batch_tokens):
+    with model.without_noise():
+        for indices in shortest_first(tokens.lengths, max_tokens=batch_tokens):
             token_ids, cu_seqlens = tokens.take(indices)
             routings = Routings()
             owners = rows[indices]
             task_ids = None if ids is None else ids[owners]
             model(Batch(cu_seqlens, token_ids, task_ids, routings=routings))
             sums.add(routings, owners)
-    finally:
-        model.train(training)
     if not (statistics := sums.statistics()):
         raise ValueError("model: expected an enabled adapter, got a disabled one")
-    counts = np.bincount(rows, weights=lengths, minlength=len(tasks)).astype(np.int64)
+    counts = np.bincount(rows, weights=tokens.lengths, minlength=len(tasks)).astype(np.int64)
     return RoutingStatistics(*settings, tasks, counts, tuple(statistics))
 
 

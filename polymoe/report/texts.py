@@ -74,12 +74,9 @@ def text_routing(model: AdaptedModel, text: str, task: str | int | None = None) 
     ids = None
     if adapter.needs_tasks or task is not None:
         ids = adapter.tasks.check(task, 1)
-    routings, training = Routings(), model.training
-    model.eval()
-    try:
+    routings = Routings()
+    with model.without_noise():
         model(Batch(tokens.cu_seqlens, tokens.ids.astype(np.int64), ids, routings=routings))
-    finally:
-        model.train(training)
     if not routings:
         raise ValueError("model: expected an enabled adapter, got a disabled one")
     routers = []

@@ -18,7 +18,7 @@ import numpy as np
 
 from polymoe.data import EncodedSplit
 from polymoe.files import read_json, read_safetensors, write_json, write_safetensors
-from polymoe.nn import FlatParameters
+from polymoe.parameters import FlatParameters
 from polymoe.training.config import TrainingConfig
 from polymoe.training.folder import RunFolder
 from polymoe.training.objectives import Objective

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from polymoe import functional as F
-from polymoe.nn import FlatParameters, Segment
+from polymoe.parameters import FlatParameters, Segment
 from polymoe.training.config import TrainingConfig
 from polymoe.training.schedules import SCHEDULES
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class Run:
             tasks = self.recipe.get("tasks") if tasks is None else tasks
         found = as_tasks(data, tasks, self.split_seed)
         encoded = self.objective.encode(self.model, found, split)
-        with batch_invariant(self._setting("batch_invariant") or None):
+        with self.as_trained():
             return self.objective.evaluate(self.model, encoded)
 
     def predict(
@@ -65,8 +66,12 @@ class Run:
         """The output for each text, of one task or of one task each; ``candidates``: what ``match`` chooses
         from.
         """
-        with batch_invariant(self._setting("batch_invariant") or None):
+        with self.as_trained():
             return self.objective.predict(self.model, texts, task, candidates)
+
+    def as_trained(self) -> AbstractContextManager[None]:
+        """Batch-invariant inside, if the run was trained so."""
+        return batch_invariant(self._setting("batch_invariant") or None)
 
     def _repr_html_(self) -> str:
         from polymoe.report import inspect  # looks at runs, and is not needed to use them

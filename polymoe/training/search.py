@@ -20,7 +20,7 @@ import numpy as np
 from polymoe import random
 from polymoe.adapters import Adapter
 from polymoe.data import EncodedSplit, cut_batches
-from polymoe.nn import Parameter
+from polymoe.parameters import Parameter
 from polymoe.training.config import TrainingConfig
 from polymoe.training.objectives.base import BATCH_TOKENS, Objective
 
@@ -66,16 +66,15 @@ def search(
     without SciPy.
     """
     minimize, tables = load_minimize(), searched_tables(model.adapter)
-    before, training, done = [table.data.copy() for table in tables], model.training, False
-    model.eval()
+    before, done = [table.data.copy() for table in tables], False
     try:
-        for task in split.sizes:
-            _search_task(minimize, model, objective, split, config, told, tables, task)
+        with model.without_noise():
+            for task in split.sizes:
+                _search_task(minimize, model, objective, split, config, told, tables, task)
         done = True
     except _Stopped:
         pass
     finally:
-        model.train(training)
         if not done:
             for table, values in zip(tables, before, strict=True):
                 table.data[...] = values

@@ -19,7 +19,7 @@ from polymoe.adapters.methods import learning_rates
 from polymoe.data import draw_test
 from polymoe.files import replace_folder
 from polymoe.functional import batch_invariant
-from polymoe.nn import FlatParameters
+from polymoe.parameters import FlatParameters
 from polymoe.tape import Tape, data_of
 from polymoe.training.callbacks import Callback, MetricsFile, Progress
 from polymoe.training.checkpoints import Checkpoints, run_identity

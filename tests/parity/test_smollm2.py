@@ -14,7 +14,7 @@ from real import real_tasks, smollm2_file
 from polymoe.batch import Batch
 from polymoe.interop.peft import load_adapter
 from polymoe.models import generate, load_base
-from polymoe.nn import FlatParameters
+from polymoe.parameters import FlatParameters
 from polymoe.tape import Tape, data_of
 from polymoe.training import TrainingConfig
 from polymoe.training.objectives import Lm

@@ -10,7 +10,7 @@ from polymoe import tape
 from polymoe.adapters import adapt
 from polymoe.batch import Batch
 from polymoe.models import load_base
-from polymoe.nn import FlatParameters
+from polymoe.parameters import FlatParameters
 from polymoe.tape import Tape
 from polymoe.training.config import TrainingConfig
 from polymoe.training.optim import AdamW

@@ -14,7 +14,7 @@ from sklearn.exceptions import NotFittedError
 from polymoe import functional as F
 from polymoe.adapters import AdaptedModel
 from polymoe.batch import Batch
-from polymoe.data import cut_batches
+from polymoe.data import shortest_first
 from polymoe.interop.peft import load_adapter
 from polymoe.interop.peft_folder import CONFIG, open_folder
 from polymoe.interop.sklearn.inputs import ONE_TASK, as_texts, check_outputs, split_column, task_names
@@ -197,9 +197,8 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         if isinstance(model, AdaptedModel):
             rows = model.task_ids(None if ids is None else task_names(ids, len(texts)), len(texts))
         found = np.empty((len(texts), self._base.hidden_size), np.float32)
-        order = np.argsort(tokens.lengths, kind="stable")
-        batches: Iterable[np.ndarray] = cut_batches(
-            order, tokens.lengths, max_tokens=BATCH_TOKENS, batch_size=batch_size
+        batches: Iterable[np.ndarray] = shortest_first(
+            tokens.lengths, max_tokens=BATCH_TOKENS, batch_size=batch_size
         )
         if progress:
             from tqdm.auto import tqdm  # warns in a notebook without widgets, where no bar may be wanted

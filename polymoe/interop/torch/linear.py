@@ -13,7 +13,8 @@ from polymoe.batch import Batch, Routing
 from polymoe.interop.torch.base import FLOATS, FrozenLinear, dtype_name
 from polymoe.interop.torch.passes import Decision, Pass, Passes, current_node
 from polymoe.interop.torch.recorded import Held, Leaf, record
-from polymoe.nn import Module, Parameter
+from polymoe.nn import Module
+from polymoe.parameters import Parameter
 
 
 class Group(torch.nn.Module):

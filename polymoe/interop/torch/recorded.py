@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
-from polymoe.nn import Parameter
+from polymoe.parameters import Parameter
 from polymoe.tape import Gradient, Node, Tape, data_of
 
 LARGE = 1 << 14

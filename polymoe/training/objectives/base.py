@@ -12,9 +12,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from polymoe.batch import Batch, Routings
-from polymoe.data import EncodedSplit, Example, TaskData, Tokenizer, Tokens, cut_batches, encode_split
+from polymoe.data import EncodedSplit, Example, TaskData, Tokenizer, Tokens, encode_split, shortest_first
 from polymoe.files import json_bytes, read_json, read_safetensors, safetensors_bytes, write_files
-from polymoe.nn import Module, Parameter
+from polymoe.nn import Module
+from polymoe.parameters import Parameter
 from polymoe.tape import Node
 from polymoe.training.metrics import Evaluation, summarize
 
@@ -272,12 +273,9 @@ def embed(
 
     ``observe`` is told of each batch after its forward, when its ``routings`` are those of the batch.
     """
-    training = model.training
-    model.eval()
-    try:
-        lengths = tokens.lengths
+    with model.without_noise():
         result: np.ndarray | None = None
-        for indices in cut_batches(np.argsort(lengths, kind="stable"), lengths, max_tokens=batch_tokens):
+        for indices in shortest_first(tokens.lengths, max_tokens=batch_tokens):
             token_ids, cu_seqlens = tokens.take(indices)
             batch = Batch(cu_seqlens, token_ids, task_ids[indices], routings=Routings())
             rows = model.embed(batch)
@@ -286,8 +284,6 @@ def embed(
             if result is None:
                 result = np.empty((len(tokens), rows.shape[1]), dtype=rows.dtype)
             result[indices] = rows
-    finally:
-        model.train(training)
     if result is None:
         raise ValueError("texts: expected at least one, got none")
     return result

@@ -16,7 +16,7 @@ from polymoe import functional as F
 from polymoe import tape
 from polymoe.batch import Batch
 from polymoe.data import EncodedSplit, Example, TaskData, has_labels, labels
-from polymoe.nn import Parameter
+from polymoe.parameters import Parameter
 from polymoe.training.objectives.base import Loss, Objective, Prediction, embed, unknown_output
 from polymoe.training.objectives.classify import compare, cross_entropy
 
