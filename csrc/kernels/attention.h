@@ -56,7 +56,7 @@ static void FN(attention_fwd)(ptrdiff_t L, ptrdiff_t Lk, ptrdiff_t d, ptrdiff_t 
                 for (ptrdiff_t j = 0; j < n; j += LANES) top = FN(vmax)(*(const vec *)(s + j), top);
                 const real highest = FN(vtop)(top);
                 for (ptrdiff_t j = 0; j < n; j += LANES) {
-                    const vec p = FN(vexp)(*(const vec *)(s + j) - highest);
+                    const vec p = FN(vexp_below)(*(const vec *)(s + j) - highest);
                     sum += p;
                     *(vec *)(s + j) = p;
                 }
@@ -66,7 +66,8 @@ static void FN(attention_fwd)(ptrdiff_t L, ptrdiff_t Lk, ptrdiff_t d, ptrdiff_t 
             }
             FN(product)(m, d, n, S, ldS, V, wide, TILE_WIDTH, O, wide);
             for (ptrdiff_t i = 0; i < m; i++)
-                for (ptrdiff_t c = 0; c < d; c++) out[(i0 + i) * ld + c] = O[i * wide + c] * inverse[i];
+                for (ptrdiff_t c = 0; c < wide; c += LANES) *(vec *)(O + i * wide + c) *= inverse[i];
+            FN(write_rows)(m, d, wide, O, ld, out + i0 * ld);
         }
     }
 }
@@ -110,7 +111,7 @@ static void FN(attention_bwd)(ptrdiff_t L, ptrdiff_t Lk, ptrdiff_t d, ptrdiff_t 
                 for (; c < d; c++) rest += dout_i[c] * out_i[c];
                 const real delta = FN(vsum)(products) + rest;
                 for (ptrdiff_t j = 0; j < n; j += LANES) {
-                    const vec e = FN(vexp)(*(const vec *)(p + j) - lse[i0 + i]);
+                    const vec e = FN(vexp_below)(*(const vec *)(p + j) - lse[i0 + i]);
                     *(vec *)(p + j) = e;
                     *(vec *)(ds + j) = e * (*(const vec *)(ds + j) - delta);
                 }
@@ -121,13 +122,10 @@ static void FN(attention_bwd)(ptrdiff_t L, ptrdiff_t Lk, ptrdiff_t d, ptrdiff_t 
             FN(product)(m, d, n, dS, ldS, Kr, wide, TILE_WIDTH, dQ, wide);
             FN(product_transposed)(n, d, m, P, ldS, dO, wide, TILE_WIDTH, dV, wide);
             FN(product_transposed)(n, d, m, dS, ldS, Q, wide, TILE_WIDTH, dK, wide);
-            for (ptrdiff_t i = 0; i < m; i++)
-                memcpy(dq + (i0 + i) * ld, dQ + i * wide, (size_t)d * sizeof(real));
+            FN(write_rows)(m, d, wide, dQ, ld, dq + i0 * ld);
         }
     }
-    for (ptrdiff_t j = 0; j < Lk; j++) {
-        memcpy(dk + j * ldkv, dK + j * wide, (size_t)d * sizeof(real));
-        memcpy(dv + j * ldkv, dV + j * wide, (size_t)d * sizeof(real));
-    }
+    FN(write_rows)(Lk, d, wide, dK, ldkv, dk);
+    FN(write_rows)(Lk, d, wide, dV, ldkv, dv);
 }
 #undef BLOCK

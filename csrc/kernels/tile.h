@@ -65,19 +65,69 @@ PM_INLINE void FN(fetch_first)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const rea
     for (ptrdiff_t i = 0; i < L && i < AHEAD; i++) FN(fetch_row)(d, rows + i * ld);
 }
 
+/* to [n, d] = scale * from, rows far apart in `to`: each asks for the one AHEAD of it, for a store that waits for its line holds up
+ * those behind it. Asking vector by vector also keeps compilers from calling memcpy for rows this short. */
+PM_INLINE void FN(write_rows)(ptrdiff_t n, ptrdiff_t d, ptrdiff_t wide, const real *restrict from,
+                              ptrdiff_t ld, real *restrict to)
+{
+    for (ptrdiff_t i = 0; i < n; i++, from += wide, to += ld) {
+        const ptrdiff_t ahead = n - i > AHEAD ? AHEAD * ld : 0;
+        ptrdiff_t c = 0;
+        for (; c + LANES <= d; c += LANES) {
+            __builtin_prefetch(to + ahead + c, 1);
+            *(vec *)(to + c) = *(const vec *)(from + c);
+        }
+        for (; c < d; c++) to[c] = from[c];
+    }
+}
+
 /* to [ROUND_UP(n, TILE_HEIGHT), wide] = scale * from [n, d], zeros around it. */
 static void FN(copy_rows)(ptrdiff_t n, ptrdiff_t d, ptrdiff_t wide, ptrdiff_t ld, const real *restrict from,
                           real scale, real *restrict to)
 {
     for (ptrdiff_t i = 0; i < n; i++, from += ld, to += wide) {
+        const ptrdiff_t ahead = n - i > AHEAD ? AHEAD * ld : 0;
         ptrdiff_t c = 0;
-        if (n - i > AHEAD) FN(fetch_row)(d, from + AHEAD * ld);
-        for (; c + LANES <= d; c += LANES) *(vec *)(to + c) = *(const vec *)(from + c) * scale;
+        for (; c + LANES <= d; c += LANES) {
+            __builtin_prefetch(from + ahead + c);
+            *(vec *)(to + c) = *(const vec *)(from + c) * scale;
+        }
         for (; c < d; c++) to[c] = from[c] * scale;
         for (; c < wide; c++) to[c] = 0;
     }
     memset(to, 0, (size_t)((ROUND_UP(n, TILE_HEIGHT) - n) * wide) * sizeof(real));
 }
+
+/* A block of LANES x LANES is transposed in registers: interleaving the rows of its upper half with those of its lower half moves
+ * the first bit of the row behind those of the column; after as many rounds as there are bits, rows are columns. */
+#if PM_SINGLE && VBYTES == 64
+#define ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif PM_SINGLE && VBYTES == 32
+#define ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#elif PM_SINGLE
+#define ZIP_LOW 0, 4, 1, 5
+#define ZIP_HIGH 2, 6, 3, 7
+#else
+#define ZIP_LOW 0, 2
+#define ZIP_HIGH 1, 3
+#endif
+PM_INLINE void FN(transpose_block)(ptrdiff_t ld, const real *from, ptrdiff_t ldto, real *to)
+{
+    vec rows[LANES], zipped[LANES];
+    PM_UNROLLED_FOR (int i = 0; i < LANES; i++) rows[i] = *(const vec *)(from + i * ld);
+    PM_UNROLLED_FOR (int round = 1; round < LANES; round *= 2) {
+        PM_UNROLLED_FOR (int i = 0; i < LANES / 2; i++) {
+            zipped[2 * i] = __builtin_shufflevector(rows[i], rows[i + LANES / 2], ZIP_LOW);
+            zipped[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + LANES / 2], ZIP_HIGH);
+        }
+        PM_UNROLLED_FOR (int i = 0; i < LANES; i++) rows[i] = zipped[i];
+    }
+    PM_UNROLLED_FOR (int i = 0; i < LANES; i++) *(vec *)(to + i * ldto) = rows[i];
+}
+#undef ZIP_LOW
+#undef ZIP_HIGH
 
 /* to = strips [ROUND_UP(L, TILE_WIDTH) / TILE_WIDTH][d][TILE_WIDTH] of the transpose of from [L, d]; the columns L and up are zeros. */
 static void FN(copy_transposed)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real *restrict from,
@@ -86,9 +136,17 @@ static void FN(copy_transposed)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const re
     for (ptrdiff_t j0 = 0; j0 < L; j0 += TILE_WIDTH, to += d * TILE_WIDTH) {
         const ptrdiff_t n = L - j0 < TILE_WIDTH ? L - j0 : TILE_WIDTH;
         if (n < TILE_WIDTH) memset(to, 0, (size_t)(d * TILE_WIDTH) * sizeof(real));
-        for (ptrdiff_t j = 0; j < n; j++, from += ld) {
-            if (L - j0 - j > AHEAD) FN(fetch_row)(d, from + AHEAD * ld);
-            for (ptrdiff_t c = 0; c < d; c++) to[c * TILE_WIDTH + j] = from[c];
+        ptrdiff_t j = 0;
+        for (; j + LANES <= n; j += LANES, from += LANES * ld) {
+            for (ptrdiff_t i = 0; i < LANES && i < L - j0 - j - AHEAD; i++)
+                FN(fetch_row)(d, from + (AHEAD + i) * ld);
+            ptrdiff_t c = 0;
+            for (; c + LANES <= d; c += LANES)
+                FN(transpose_block)(ld, from + c, TILE_WIDTH, to + c * TILE_WIDTH + j);
+            for (; c < d; c++)
+                for (ptrdiff_t i = 0; i < LANES; i++) to[c * TILE_WIDTH + j + i] = from[i * ld + c];
         }
+        for (; j < n; j++, from += ld)
+            for (ptrdiff_t c = 0; c < d; c++) to[c * TILE_WIDTH + j] = from[c];
     }
 }

@@ -65,9 +65,9 @@ PM_INLINE void FN(store_part)(real *y, ptrdiff_t n, vec v) { memcpy(y, &v, (size
  * would be subnormal, it is 0, and above 88.4 infinite: 2^k is then the zero or the infinity that its exponent bits spell.
  * Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits. Coefficients: our own minimax fit of
  * (exp(r) - 1 - r) / r^2, relative error 3e-9 of the result. */
-PM_INLINE vec FN(vexp)(vec x)
+PM_INLINE vec FN(vexp_below)(vec x) /* of x <= 88 */
 {
-    x = FN(vmax)(FN(vmin)(x, FN(splat)(88.5f)), FN(splat)(-88.0f));
+    x = FN(vmax)(x, FN(splat)(-88.0f));
     const vec shifted = x * 1.44269504f + 12582912.0f, k = shifted - 12582912.0f;
     const vec r = (x - k * 0.693359375f) - k * -2.12194440e-4f;
     vec p = r * 1.38145401e-3f + 8.36874536e-3f;
@@ -77,12 +77,14 @@ PM_INLINE vec FN(vexp)(vec x)
     p = p * (r * r) + r + 1.0f;
     return p * (vec)(((mask)shifted - (0x4b400000 - 127)) << 23);
 }
+PM_INLINE vec FN(vexp)(vec x) { return FN(vexp_below)(FN(vmin)(x, FN(splat)(88.5f))); }
 #else
 PM_INLINE vec FN(vexp)(vec x)
 {
     for (ptrdiff_t l = 0; l < LANES; l++) x[l] = exp(x[l]);
     return x;
 }
+PM_INLINE vec FN(vexp_below)(vec x) { return FN(vexp)(x); }
 #endif
 
 /* Phi(-a) for a >= 0 (the upper tail of the normal distribution), given e = exp(-a^2 / 2), which the density needs too.
