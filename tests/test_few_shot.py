@@ -19,7 +19,7 @@ from training_base import (
 
 from polymoe.data import read_tasks
 from polymoe.training import Callback, FewShot, TrainingConfig, TrainingInterrupted, adapt_run, load_run
-from polymoe.training.objectives.base import embed
+from polymoe.training.objectives.embedding import embed
 
 QUICK = TrainingConfig(max_steps=16, batch_size=8, eval_steps=8)
 LABELS = ["cat", "red"]

@@ -15,7 +15,7 @@ from polymoe.data import read_tasks
 from polymoe.files import write_json
 from polymoe.tape import Tape, data_of
 from polymoe.training import Classify, Match, Regress, load_objective, make_objective
-from polymoe.training.objectives.base import embed
+from polymoe.training.objectives.embedding import embed
 
 DATA = {"classify": classes, "match": texts, "regress": numbers}
 INDICES = np.array([0, 30, 5, 40, 1, 37])

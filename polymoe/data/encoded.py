@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,14 +95,19 @@ class EncodedSplit:
 
     def counts(self) -> dict[str, TextCounts]:
         """The accounting, per task."""
-        result, start = {}, 0
-        for name, size in self.sizes.items():
-            part = slice(start, start + size)
+        result = {}
+        for name, part in self.parts():
             tokens = int(self.tokens.cu_seqlens[part.stop] - self.tokens.cu_seqlens[part.start])
             truncated, empty = int(self.tokens.truncated[part].sum()), int(self.tokens.empty[part].sum())
-            result[name] = TextCounts(size, tokens, truncated, empty)
-            start = part.stop
+            result[name] = TextCounts(self.sizes[name], tokens, truncated, empty)
         return result
+
+    def parts(self) -> Iterator[tuple[str, slice]]:
+        """The name of each task and which examples are its own."""
+        start = 0
+        for name, size in self.sizes.items():
+            yield name, slice(start, start + size)
+            start += size
 
 
 def encode_split(
@@ -112,13 +117,18 @@ def encode_split(
 
     All of them must be in ``registry`` (else KeyError). Tasks without examples in that split are left out.
     """
-    parts = {name: task.split(split) for name, task in tasks.items()}
-    parts = {name: examples for name, examples in parts.items() if examples}
-    examples = tuple(example for part in parts.values() for example in part)
+    examples, sizes = split_examples(tasks, split)
     return EncodedSplit(
         examples,
         tokenizer.encode([example.input for example in examples]),
         registry.ids([example.task for example in examples]),
         np.array([example.example_id for example in examples], dtype=np.int64),
-        {name: len(part) for name, part in parts.items()},
+        sizes,
     )
+
+
+def split_examples(tasks: Mapping[str, TaskData], split: str) -> tuple[tuple[Example, ...], dict[str, int]]:
+    """The examples of one split, task after task, and how many each task has, those without any left out."""
+    parts = {name: task.split(split) for name, task in tasks.items()}
+    examples = tuple(example for part in parts.values() for example in part)
+    return examples, {name: len(part) for name, part in parts.items() if part}

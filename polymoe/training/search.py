@@ -22,7 +22,8 @@ from polymoe.adapters import Adapter
 from polymoe.data import EncodedSplit, cut_batches
 from polymoe.parameters import Parameter
 from polymoe.training.config import TrainingConfig
-from polymoe.training.objectives.base import BATCH_TOKENS, Objective
+from polymoe.training.objectives.base import Objective
+from polymoe.training.objectives.embedding import BATCH_TOKENS
 
 BOUND = 1.5
 PENALTY = 0.05

@@ -26,7 +26,7 @@ from polymoe.interop.sklearn.inputs import in_order
 from polymoe.models import load_base
 from polymoe.training import Trainer, TrainingConfig
 from polymoe.training.objectives import Objective, Prediction, make_objective
-from polymoe.training.objectives.base import embed
+from polymoe.training.objectives.embedding import embed
 
 ADAPTER = ("r", "n_skills", "n_splits", "lora_alpha", "target_modules")
 TRAINING = (

@@ -8,7 +8,8 @@ from typing import Any
 
 from polymoe.training.objectives.base import Loss, Objective, Prediction, read_objective_files
 from polymoe.training.objectives.classify import Classify
-from polymoe.training.objectives.lm import Lm, LmOptions
+from polymoe.training.objectives.lm import Lm
+from polymoe.training.objectives.lm_options import LmOptions
 from polymoe.training.objectives.match import Match
 from polymoe.training.objectives.regress import Regress
 

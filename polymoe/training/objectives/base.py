@@ -4,31 +4,24 @@ saved with the adapter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from polymoe.batch import Batch, Routings
-from polymoe.data import EncodedSplit, Example, TaskData, Tokenizer, Tokens, encode_split, shortest_first
+from polymoe.batch import Batch
+from polymoe.data import EncodedSplit, Example, TaskData, Tokenizer, encode_split
 from polymoe.files import json_bytes, read_json, read_safetensors, safetensors_bytes, write_files
 from polymoe.nn import Module
 from polymoe.parameters import Parameter
 from polymoe.tape import Node
 from polymoe.training.metrics import Evaluation, summarize
-
-BATCH_TOKENS = 2048
-"""Tokens of a packed batch where nothing is trained."""
+from polymoe.training.objectives.embedding import BATCH_TOKENS, Observe, embed
 
 HEADS = "heads.safetensors"
 SETTINGS = "objective.json"
-
-
-Observe = Callable[[Batch], None] | None
-"""Who is told of each batch of an evaluation after its forward, when its ``routings`` are those of the
-batch."""
 
 
 class Loss(NamedTuple):
@@ -183,16 +176,14 @@ class Objective(Module):
 
         ``observe`` is told of each batch of inputs.
         """
-        if not len(split):
-            raise ValueError("split: expected at least one example, got none")
-        self.check_tasks(list(split.sizes))
+        self._check_split(split)
         embeddings = embed(model, split.tokens, split.task_ids, batch_tokens, observe)
-        results, start = {}, 0
-        for name, size in split.sizes.items():
-            part = slice(start, start + size)
-            results[name] = self._evaluate(model, name, embeddings[part], split.examples[part])
-            start += size
-        return summarize(results)
+        return summarize(
+            {
+                name: self._evaluate(model, name, embeddings[part], split.examples[part])
+                for name, part in split.parts()
+            }
+        )
 
     def _evaluate(
         self, model: Any, task: str, embeddings: np.ndarray, examples: Sequence[Any]
@@ -244,6 +235,11 @@ class Objective(Module):
         parameters = {name: p.data for name, p in self.named_parameters()}
         write_files(folder, {HEADS: safetensors_bytes(parameters), SETTINGS: json_bytes(self.settings())})
 
+    def _check_split(self, split: EncodedSplit) -> None:
+        if not len(split):
+            raise ValueError("split: expected at least one example, got none")
+        self.check_tasks(list(split.sizes))
+
     def check_tasks(self, names: Sequence[str]) -> None:
         """KeyError for a task that it was not prepared for."""
         for name in dict.fromkeys(names):
@@ -260,33 +256,6 @@ def read_objective_files(folder: Path) -> tuple[dict[str, Any], dict[str, np.nda
     if not isinstance(settings, dict) or not {"name", "tasks", "max_length"} <= settings.keys():
         raise ValueError(f"{path}: expected an object with name, tasks and max_length")
     return settings, read_safetensors(folder / HEADS)
-
-
-def embed(
-    model: Any,
-    tokens: Tokens,
-    task_ids: np.ndarray,
-    batch_tokens: int = BATCH_TOKENS,
-    observe: Observe = None,
-) -> np.ndarray:
-    """Embeddings [n, D] of n tokenized texts, without noise; the model goes back to the mode it was in.
-
-    ``observe`` is told of each batch after its forward, when its ``routings`` are those of the batch.
-    """
-    with model.without_noise():
-        result: np.ndarray | None = None
-        for indices in shortest_first(tokens.lengths, max_tokens=batch_tokens):
-            token_ids, cu_seqlens = tokens.take(indices)
-            batch = Batch(cu_seqlens, token_ids, task_ids[indices], routings=Routings())
-            rows = model.embed(batch)
-            if observe is not None:
-                observe(batch)
-            if result is None:
-                result = np.empty((len(tokens), rows.shape[1]), dtype=rows.dtype)
-            result[indices] = rows
-    if result is None:
-        raise ValueError("texts: expected at least one, got none")
-    return result
 
 
 def unknown_output(example: Example, known: Sequence[str]) -> ValueError:

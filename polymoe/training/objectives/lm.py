@@ -3,89 +3,25 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polymoe import tape
 from polymoe.batch import Batch, Routings
-from polymoe.data import EncodedSplit, TaskData, Tokens, has_labels, labels
+from polymoe.data import EncodedSplit, TaskData, has_labels, labels
 from polymoe.data.chat import ChatTemplate
-from polymoe.data.prompts import Context, Template, TemplateName, encode_prompts, end_of_answer
+from polymoe.data.prompts import Context, Template
 from polymoe.models.generate import Generation, generate
 from polymoe.models.likelihood import frozen_head, likelihoods
-from polymoe.models.search import GenerationConfig
 from polymoe.tape import current_tape
-from polymoe.training.metrics import Evaluation, accuracy, best_match, rouge, summarize
-from polymoe.training.objectives.base import BATCH_TOKENS as LOSS_TOKENS
-from polymoe.training.objectives.base import Loss, Objective, Observe, Prediction
-
-
-@dataclass(frozen=True)
-class LmOptions:
-    """How texts are made of examples, and what the loss is a mean of."""
-
-    template: TemplateName = "plain"
-    """How a prompt looks: the input and the separator (plain), the task's definition and the input
-    (instruction), or the base's chat template (chat)."""
-    separator: str = "\n"
-    """Between input and output (template plain)."""
-    demonstrations: int = 0
-    """Examples of the task shown in every prompt, where the data have them (templates instruction and
-    chat)."""
-    loss_mean: Literal["token", "example"] = "token"
-    """The loss is the mean over all target tokens of a step, as in transformers, or over its examples, each
-    with the mean over its own."""
-    max_new_tokens: int = 64
-    """Tokens of a text that is written in an evaluation, at most."""
-    evaluate_before: bool = False
-    """Evaluate on test before training too, which means writing its texts."""
-    eval_examples: int | None = None
-    """Test examples of a task that training evaluates at most, the same ones in every run; None takes all.
-    `polymoe evaluate` takes all."""
-
-    def __post_init__(self) -> None:
-        if self.template not in ("plain", "instruction", "chat"):
-            raise ValueError(f"template: expected plain, instruction or chat, got {self.template!r}")
-        if self.loss_mean not in ("token", "example"):
-            raise ValueError(f"loss_mean: expected token or example, got {self.loss_mean!r}")
-        if not isinstance(self.separator, str):
-            raise TypeError(f"separator: expected a string, got {self.separator!r}")
-        GenerationConfig(max_new_tokens=self.max_new_tokens)
-        n_eval = 1 if self.eval_examples is None else self.eval_examples
-        for name, value in (("demonstrations", self.demonstrations), ("eval_examples", n_eval)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: expected an integer, got {value!r}")
-        if n_eval < 1:
-            raise ValueError(f"eval_examples: expected an integer from 1 on, got {n_eval}")
-        if self.demonstrations < 0 or (self.template == "plain" and self.demonstrations):
-            raise ValueError(
-                f"demonstrations: expected 0 (template plain) or more, got {self.demonstrations}"
-            )
-
-
-@dataclass(frozen=True, eq=False)
-class LmSplit(EncodedSplit):
-    """``tokens`` are those of prompt and target; ``prompt_lengths`` [n] says how many belong to the
-    prompt."""
-
-    prompt_lengths: np.ndarray
-
-    @property
-    def inputs(self) -> Tokens:
-        """The tokens of the prompts."""
-        offsets = np.concatenate([[0], np.cumsum(self.prompt_lengths)]).astype(np.int64)
-        ids = np.concatenate([*self.prompts(), np.empty(0, np.int32)])
-        return replace(self.tokens, ids=ids, cu_seqlens=offsets)
-
-    def prompts(self) -> list[np.ndarray]:
-        """The tokens of each prompt."""
-        starts, ids = self.tokens.cu_seqlens, self.tokens.ids
-        return [ids[a : a + n] for a, n in zip(starts, self.prompt_lengths, strict=False)]
+from polymoe.training.metrics import Evaluation, accuracy, best_match, rouge_where_installed, summarize
+from polymoe.training.objectives.base import Loss, Objective, Prediction
+from polymoe.training.objectives.embedding import BATCH_TOKENS, Observe
+from polymoe.training.objectives.lm_options import LmOptions
+from polymoe.training.objectives.lm_texts import LmSplit, LmTexts
 
 
 class Targets(NamedTuple):
@@ -124,11 +60,12 @@ class Lm(Objective):
         self.options = options
         self.zero_shot, self.eval_examples = options.evaluate_before, options.eval_examples
 
-    def _template(self, model: Any) -> Template:
-        o, chat = self.options, None
+    def _texts(self, model: Any) -> LmTexts:
+        o, tokenizer, chat = self.options, self.tokenizer(model), None
         if o.template == "chat":
-            chat = ChatTemplate.of(self.tokenizer(model), model.base.eos_token_ids)
-        return Template(o.template, o.separator, o.demonstrations, chat)
+            chat = ChatTemplate.of(tokenizer, model.base.eos_token_ids)
+        template = Template(o.template, o.separator, o.demonstrations, chat)
+        return LmTexts(model.base, tokenizer, template, self.contexts)
 
     # ---- what it knows of its tasks
 
@@ -139,7 +76,7 @@ class Lm(Objective):
             self._add_task(model, task)
 
     def _add_task(self, model: Any, task: TaskData) -> None:
-        context = self._template(model).context(task)
+        context = self._texts(model).template.context(task)
         several = len({e.output for e in task.train + task.valid}) > 1
         self.labels[task.name] = labels(task) if several and has_labels(task) else None
         self.contexts[task.name] = context
@@ -166,60 +103,11 @@ class Lm(Objective):
         }
         frozen_head(model)
 
-    # ---- texts to tokens
+    # ---- loss
 
     def encode(self, model: Any, tasks: Mapping[str, TaskData], split: str) -> LmSplit:
         """Prompts and targets of one split."""
-        parts = {name: task.split(split) for name, task in tasks.items()}
-        parts = {name: examples for name, examples in parts.items() if examples}
-        examples = tuple(example for part in parts.values() for example in part)
-        targets = self._targets(model, [e.output for e in examples])
-        most = self.tokenizer(model).max_length
-        room = model.base.target_room(most)
-        cut = np.array([len(target) > room for target in targets], bool)
-        targets = [target[:room] for target in targets]
-        for example, target in zip(examples, targets, strict=True):
-            if not target:
-                raise ValueError(f"{example.where}: output: expected text (the base ends no text), got none")
-        rooms = [model.base.prompt_room(most, len(target)) for target in targets]
-        prompts = self._prompts(model, [e.input for e in examples], [e.task for e in examples], rooms)
-        pieces = [piece for p, t in zip(prompts, targets, strict=True) for piece in (p.ids, t)]
-        lengths = np.array([len(piece) for piece in pieces], np.int64).reshape(-1, 2)
-        tokens = Tokens(
-            np.concatenate(pieces).astype(np.int32) if pieces else np.empty(0, np.int32),
-            np.concatenate([[0], np.cumsum(lengths.sum(axis=1))]),
-            cut | np.array([p.cut > 0 for p in prompts], bool),
-            np.array([not e.input.strip() for e in examples], bool),
-        )
-        return LmSplit(
-            examples,
-            tokens,
-            model.tasks.ids([e.task for e in examples]),
-            np.array([e.example_id for e in examples], np.int64),
-            {name: len(part) for name, part in parts.items()},
-            lengths[:, 0],
-        )
-
-    def _prompts(self, model: Any, texts: Sequence[str], names: Sequence[str], rooms: Sequence[int]) -> Any:
-        template = self._template(model)
-        made = [template.prompt(t, self.contexts[name]) for t, name in zip(texts, names, strict=True)]
-        begin, end = template.chat is None, model.base.encoder_decoder
-        encoded = encode_prompts(made, self.tokenizer(model), rooms, begin, end)
-        for text, prompt in zip(texts, encoded, strict=True):
-            if not len(prompt.ids):
-                raise ValueError(f"input: expected at least one token in a prompt, got {text!r}")
-        return encoded
-
-    def _targets(self, model: Any, outputs: Sequence[str]) -> list[list[int]]:
-        """Tokens of outputs, each with the one that ends a text."""
-        template, tokenizer = self._template(model), self.tokenizer(model)
-        end = end_of_answer(template.chat, tokenizer, model.base.eos_token_ids)
-        encodings = tokenizer.tokenizer.encode_batch_fast(
-            [template.output(text) for text in outputs], add_special_tokens=False
-        )
-        return [encoding.ids + end for encoding in encodings]
-
-    # ---- loss
+        return self._texts(model).encode(tasks, split, model.tasks)
 
     def batch(self, model: Any, split: EncodedSplit, indices: np.ndarray, seed: int, step: int) -> Batch:
         """Targets are tokens, and the rows that they come after."""
@@ -258,13 +146,13 @@ class Lm(Objective):
         ``options`` are its."""
         names = self._names(texts, task)
         n_new = options.setdefault("max_new_tokens", self.options.max_new_tokens)
-        most = self.tokenizer(model).max_length
-        room = min(model.base.prompt_room(most, 1), model.base.prompt_room(model.base.max_length, n_new))
-        encoded = self._prompts(model, texts, names, [room] * len(texts))
+        own, base = self._texts(model), model.base
+        room = min(base.prompt_room(own.tokenizer.max_length, 1), base.prompt_room(base.max_length, n_new))
+        encoded = own.prompts(texts, names, [room] * len(texts))
         written = generate(model, [p.ids for p in encoded], names, **options)
         return [
-            [replace(text, text=text.text.strip(), cut=text.cut + p.cut) for text in own]
-            for own, p in zip(written, encoded, strict=True)
+            [replace(text, text=text.text.strip(), cut=text.cut + p.cut) for text in several]
+            for several, p in zip(written, encoded, strict=True)
         ]
 
     def _predict_texts(
@@ -279,25 +167,18 @@ class Lm(Objective):
         geometric mean of its tokens' probabilities."""
         chosen: list[Sequence[str]] = [candidates or self.labels[name] or () for name in names]
         result: list[Prediction | None] = [None] * len(texts)
-        if free := [i for i, own in enumerate(chosen) if not own]:
+        if free := [i for i, choices in enumerate(chosen) if not choices]:
             written = self.write(model, [texts[i] for i in free], [names[i] for i in free])
             for i, (text,) in zip(free, written, strict=True):
                 result[i] = Prediction(text.text, math.exp(text.score), {})
-        if ranked := [i for i, own in enumerate(chosen) if own]:
-            room = self.tokenizer(model).max_length
-            longest = {i: max(map(len, self._targets(model, chosen[i]))) for i in ranked}
-            prompts = self._prompts(
-                model,
-                [texts[i] for i in ranked],
-                [names[i] for i in ranked],
-                [model.base.prompt_room(room, longest[i]) for i in ranked],
-            )
-            scores = likelihoods(
-                model,
-                [p.ids for p in prompts],
-                [self._targets(model, chosen[i]) for i in ranked],
-                [names[i] for i in ranked],
-            )
+        if ranked := [i for i, choices in enumerate(chosen) if choices]:
+            own, ranked_names = self._texts(model), [names[i] for i in ranked]
+            targets = [own.targets(chosen[i]) for i in ranked]
+            rooms = [
+                model.base.prompt_room(own.tokenizer.max_length, max(map(len, each))) for each in targets
+            ]
+            prompts = own.prompts([texts[i] for i in ranked], ranked_names, rooms)
+            scores = likelihoods(model, [p.ids for p in prompts], targets, ranked_names)
             for i, mean in zip(ranked, scores, strict=True):
                 p = np.exp(mean)
                 best = int(mean.argmax())
@@ -310,7 +191,7 @@ class Lm(Objective):
         return self._evaluate_split(model, split, observe=observe, write=metric not in self.lower_is_better)
 
     def evaluate(
-        self, model: Any, split: EncodedSplit, batch_tokens: int = LOSS_TOKENS, observe: Observe = None
+        self, model: Any, split: EncodedSplit, batch_tokens: int = BATCH_TOKENS, observe: Observe = None
     ) -> Evaluation:
         """Metrics of what is written, of the likeliest labels, and of the loss, task by task. ROUGE where the
         package rouge-score is installed, with a warning where it is not. ValueError without examples."""
@@ -320,14 +201,12 @@ class Lm(Objective):
         self,
         model: Any,
         split: EncodedSplit,
-        batch_tokens: int = LOSS_TOKENS,
+        batch_tokens: int = BATCH_TOKENS,
         observe: Observe = None,
         write: bool = True,
     ) -> Evaluation:
         assert isinstance(split, LmSplit)
-        if not len(split):
-            raise ValueError("split: expected at least one example, got none")
-        self.check_tasks(list(split.sizes))
+        self._check_split(split)
         sums, counts = self._losses(model, split, batch_tokens, observe)
         texts: list[str] = []
         if write:
@@ -335,13 +214,15 @@ class Lm(Objective):
             written = generate(model, split.prompts(), split.task_ids, max_new_tokens=n_new)
             texts = [own[0].text.strip() for own in written]
         results: dict[str, dict[str, float]] = {}
-        start = 0
-        for name, size in split.sizes.items():
-            part = slice(start, start + size)
-            start += size
+        for name, part in split.parts():
             values = self._written(model, split, part, texts[part], name) if write else {}
             loss = float(sums[part].sum() / counts[part].sum())
-            results[name] = {**values, "loss": loss, "perplexity": math.exp(min(loss, 700.0)), "n": size}
+            results[name] = {
+                **values,
+                "loss": loss,
+                "perplexity": math.exp(min(loss, 700.0)),
+                "n": split.sizes[name],
+            }
         return summarize(results)
 
     def _written(
@@ -351,37 +232,25 @@ class Lm(Objective):
         references = [e.outputs for e in examples]
         values = {"exact_match": best_match(references, texts)}
         if (own := self.labels[task]) is not None:
-            targets = self._targets(model, own)
+            targets = self._texts(model).targets(own)
             prompts = split.prompts()[part]
             most = model.base.prompt_room(model.base.max_length, max(map(len, targets)))
             means = likelihoods(model, [p[-most:] for p in prompts], [targets] * len(examples), task)
             chosen = [own[int(mean.argmax())] for mean in means]
             expected = [c if c in e.outputs else e.output for e, c in zip(examples, chosen, strict=True)]
             values["accuracy"] = accuracy(expected, chosen)
-        if find_spec("rouge_score") is not None:
-            values |= rouge(references, texts)
-        else:
-            warnings.warn(
-                "rouge1, rougeL: expected the package rouge-score, got none: left out "
-                "(pip install 'polymoe[lm]')",
-                stacklevel=2,
-            )
-        return values
+        return values | rouge_where_installed(references, texts)
 
     def _losses(
         self, model: Any, split: LmSplit, batch_tokens: int, observe: Observe
     ) -> tuple[np.ndarray, np.ndarray]:
         """The loss of each example, summed over its target tokens, and how many it has; without noise."""
-        training = model.training
-        model.eval()
         sums, counts = np.zeros(len(split)), np.zeros(len(split))
-        try:
+        with model.without_noise():
             for indices in split.in_order(max_tokens=batch_tokens):
                 batch = replace(self.batch(model, split, indices, 0, 0), routings=Routings())
                 counts[indices] = np.diff(batch.targets.offsets)
                 sums[indices] = self.loss(model, batch).per_example * counts[indices]
                 if observe is not None:
                     observe(batch)
-        finally:
-            model.train(training)
         return sums, counts

@@ -17,8 +17,9 @@ from polymoe import tape
 from polymoe.batch import Batch
 from polymoe.data import EncodedSplit, Example, TaskData, has_labels, labels
 from polymoe.parameters import Parameter
-from polymoe.training.objectives.base import Loss, Objective, Prediction, embed, unknown_output
+from polymoe.training.objectives.base import Loss, Objective, Prediction, unknown_output
 from polymoe.training.objectives.classify import compare, cross_entropy
+from polymoe.training.objectives.embedding import embed
 
 LOG_SCALE = math.log(20.0)
 MAX_LOG_SCALE = math.log(100.0)
