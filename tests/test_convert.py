@@ -5,7 +5,8 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from tiny_bert import write_bert, write_json
+from tiny import write_json
+from tiny_bert import write_bert
 
 from polymoe.adapters import adapt
 from polymoe.files import read_json, read_safetensors, write_safetensors

@@ -1,16 +1,15 @@
 """The BERT network: against a padded NumPy BERT in float64, its gradient, and what encode promises."""
 
-import dataclasses
 import math
 
 import numpy as np
 import pytest
+from cases import lengths_to_cu_seqlens
+from families import assert_gradient_is_that_of_differences
 from tiny_bert import CONFIG, tiny_config, tiny_state, write_bert
 
-from polymoe import tape
 from polymoe.batch import Batch
 from polymoe.models import Bert, BertConfig, load_base
-from polymoe.parameters import Parameter
 
 LENGTHS = [5, 1, 12, 32, 2]
 erf = np.vectorize(math.erf)
@@ -27,7 +26,7 @@ def make_bert(dtype=np.float32, state=None, options=None, **config):
 
 
 def make_batch(lengths=LENGTHS, seed=1):
-    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    cu_seqlens = lengths_to_cu_seqlens(lengths)
     return Batch(
         cu_seqlens, np.random.default_rng(seed).integers(0, tiny_config()["vocab_size"], cu_seqlens[-1])
     )
@@ -87,24 +86,8 @@ def test_module_names_are_those_of_hugging_face():
 
 
 def test_gradient_through_the_whole_model_matches_differences():
-    base, batch = make_bert(np.float64), make_batch([4, 7])
-    rng = np.random.default_rng(2)
-    query = base.get_submodule("encoder.layer.0.attention.self.query")
-    shift, v = rng.normal(
-        size=(2, batch.n_tokens, base.hidden_size)
-    )  # the least adapter: a shift of its input
-    dy = rng.normal(size=(2, base.hidden_size))
-
-    def embed(m):
-        adapter = lambda x, linear, batch: tape.linear(tape.add(x, m), linear.weight, linear.bias)
-        return base.embed(dataclasses.replace(batch, adapters={query: adapter}))
-
-    parameter = Parameter(shift)
-    with tape.Tape() as t:
-        y = embed(parameter)
-    t.backward(y, dy)
-    expected = np.sum((embed(shift + 1e-5 * v) - embed(shift - 1e-5 * v)) * dy) / 2e-5
-    np.testing.assert_allclose(np.sum(parameter.grad * v), expected, rtol=1e-7)
+    base, name = make_bert(np.float64), "encoder.layer.0.attention.self.query"
+    assert_gradient_is_that_of_differences(base, name, 11, base.embed, make_batch([4, 7]))
 
 
 def test_a_text_does_not_see_its_neighbours():

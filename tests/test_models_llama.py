@@ -1,17 +1,16 @@
 """The Llama network: against a NumPy Llama in float64, its gradients, its folders, and what is refused."""
 
-import dataclasses
-
 import numpy as np
 import pytest
-from tiny_bert import write_json
+from cases import lengths_to_cu_seqlens
+from families import assert_gradient_is_that_of_differences, assert_weights
+from tiny import write_json
 from tiny_llama import numpy_llama, tiny_config, tiny_state, write_llama
 
 from polymoe import adapt, tape
 from polymoe.batch import Batch
 from polymoe.models import Llama, LlamaConfig, load_base
 from polymoe.models.rope import inverse_frequencies
-from polymoe.parameters import Parameter
 
 LENGTHS = [5, 1, 12, 48, 2]
 KINDS = {
@@ -33,7 +32,7 @@ def make_llama(dtype=np.float32, state=None, **config):
 
 
 def make_batch(lengths=LENGTHS, seed=1, **fields):
-    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    cu_seqlens = lengths_to_cu_seqlens(lengths)
     return Batch(cu_seqlens, np.random.default_rng(seed).integers(0, 300, cu_seqlens[-1]), **fields)
 
 
@@ -61,24 +60,9 @@ def test_module_names_are_those_of_hugging_face():
 
 @pytest.mark.parametrize("kind", ["llama", "tied", "qwen2"])
 def test_gradient_through_the_whole_model_matches_differences(kind):
-    base, batch = make_llama(np.float64, **KINDS[kind]), make_batch([4, 7])
-    rng = np.random.default_rng(2)
-    projection = base.get_submodule("model.layers.0.self_attn.k_proj")
-    shift, v = rng.normal(
-        size=(2, batch.n_tokens, base.hidden_size)
-    )  # the least adapter: its input is shifted
-    dy = rng.normal(size=(batch.n_tokens, 300))
-
-    def run(m):
-        adapter = lambda x, module, batch: tape.linear(tape.add(x, m), module.weight, module.bias)
-        return base.logits(base(dataclasses.replace(batch, adapters={projection: adapter})))
-
-    parameter = Parameter(shift)
-    with tape.Tape() as t:
-        y = run(parameter)
-    t.backward(y, dy)
-    expected = np.sum((run(shift + 1e-5 * v) - run(shift - 1e-5 * v)) * dy) / 2e-5
-    np.testing.assert_allclose(np.sum(parameter.grad * v), expected, rtol=1e-7)
+    base = make_llama(np.float64, **KINDS[kind])
+    name, output = "model.layers.0.self_attn.k_proj", lambda batch: base.logits(base(batch))
+    assert_gradient_is_that_of_differences(base, name, 11, output, make_batch([4, 7]))
 
 
 def test_packed_equals_one_at_a_time():
@@ -274,12 +258,7 @@ def test_scaling_is_found_under_both_names():
 def test_a_folder_is_read_in_every_dtype_and_in_shards(tmp_path, dtype, tolerance, shards):
     folder = write_llama(tmp_path, dtype=dtype, shards=shards)
     base, state = load_base(folder), tiny_state(tiny_config())
-    for name in base.config.shapes():
-        module, _, attribute = name.rpartition(".")
-        weight = getattr(base.get_submodule(module), attribute)
-        array = weight.unpack() if hasattr(weight, "unpack") else weight
-        assert array.dtype == np.float32
-        np.testing.assert_allclose(array, state[name], atol=tolerance, rtol=0)
+    assert_weights(base, state, tolerance)
     assert (base.model_type, base.max_length, base.eos_token_ids) == ("llama", 48, (2,))
     tokens = base.tokenizer.encode(["the cat 1984"])
     assert base.tokenizer.tokenizer.decode(tokens.ids.tolist()) == "the cat 1984"

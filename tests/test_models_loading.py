@@ -6,7 +6,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from tiny_bert import tiny_config, tiny_state, write_bert, write_json
+from tiny import write_json
+from tiny_bert import tiny_config, tiny_state, write_bert
 
 from polymoe.models import load_base
 

@@ -6,13 +6,13 @@ import re
 import numpy as np
 import pytest
 from cases import lengths_to_cu_seqlens
-from tiny_bert import write_json
+from families import assert_gradient_is_that_of_differences, assert_weights
+from tiny import write_json
 from tiny_t5 import numpy_t5, tiny_config, tiny_state, write_t5
 
 from polymoe import adapt, tape
 from polymoe.batch import Batch, Source
 from polymoe.models import T5, T5Config, load_base
-from polymoe.parameters import Parameter
 
 SOURCES = [5, 1, 30, 64, 2]
 TARGETS = [3, 7, 1, 30, 0]
@@ -74,22 +74,9 @@ def test_module_names_are_those_of_hugging_face():
 )  # fmt: skip
 def test_gradient_through_the_whole_model_matches_differences(kind, name):
     base, batch = make_t5(np.float64, **KINDS[kind]), make_batch([4, 9], [5, 3])
-    rng = np.random.default_rng(2)
-    projection = base.get_submodule(name)
     n = 13 if "EncDec" in name or "encoder" in name else 8
-    shift, v = rng.normal(size=(2, n, base.hidden_size))  # the least adapter: its input is shifted
-    dy = rng.normal(size=(8, 300))
-
-    def run(m):
-        adapter = lambda x, module, batch: tape.linear(tape.add(x, m), module.weight, module.bias)
-        return base.logits(base(dataclasses.replace(batch, adapters={projection: adapter})))
-
-    parameter = Parameter(shift)
-    with tape.Tape() as t:
-        y = run(parameter)
-    t.backward(y, dy)
-    expected = np.sum((run(shift + 1e-5 * v) - run(shift - 1e-5 * v)) * dy) / 2e-5
-    np.testing.assert_allclose(np.sum(parameter.grad * v), expected, rtol=1e-6)
+    output = lambda batch: base.logits(base(batch))
+    assert_gradient_is_that_of_differences(base, name, n, output, batch, rtol=1e-6)
 
 
 def test_packed_equals_one_at_a_time():
@@ -230,12 +217,7 @@ def test_a_configuration_that_is_not_computed_is_named(override, message):
 def test_a_folder_is_read_in_every_dtype_and_in_shards(tmp_path, dtype, tolerance, shards):
     folder = write_t5(tmp_path, dtype=dtype, shards=shards)
     base, state = load_base(folder), tiny_state(tiny_config())
-    for name in base.config.shapes():
-        module, _, attribute = name.rpartition(".")
-        weight = getattr(base.get_submodule(module), attribute)
-        array = weight.unpack() if hasattr(weight, "unpack") else weight
-        assert array.dtype == np.float32
-        np.testing.assert_allclose(array, state[name], atol=tolerance, rtol=0)
+    assert_weights(base, state, tolerance)
     assert (base.model_type, base.max_length, base.eos_token_ids) == ("t5", 64, (1,))
     tokens = base.tokenizer.encode(["the cat 1984"])
     assert tokens.ids[-1] == 1

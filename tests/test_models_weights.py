@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
-from tiny_bert import DTYPES, tiny_config, tiny_state, write_json, write_weights
+from tiny import DTYPES, write_json, write_weights
+from tiny_bert import tiny_config, tiny_state
 
 from polymoe.models import Bert, BertConfig
 from polymoe.models.bert import IGNORE, RENAMES

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import tokenizers
-from safetensors.numpy import save_file
+from tiny import random_state, write_base, write_json
 
 from polymoe.models import BertConfig
 
-DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 WORDS = [
     "the",
     "a",
@@ -49,19 +45,6 @@ def tiny_config(**overrides: Any) -> dict[str, Any]:
     return CONFIG | {"vocab_size": len(WORDS) + 5} | overrides
 
 
-def random_state(
-    shapes: Mapping[str, tuple[int, ...]], seed: int, vectors: float, matrices: float
-) -> dict[str, np.ndarray]:
-    """Random weights by name, those of a norm around 1; the last two say how large."""
-    rng = np.random.default_rng(seed)
-    state = {}
-    for name, shape in shapes.items():
-        scale = vectors if len(shape) == 1 else matrices / np.sqrt(shape[-1])
-        one = name.lower().endswith("norm.weight")
-        state[name] = (rng.normal(size=shape) * scale + one).astype(np.float32)
-    return state
-
-
 def tiny_state(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """Random weights by name, large enough for attention and activation to matter."""
     return random_state(BertConfig.from_dict(config).shapes(), seed, 0.5, 2)
@@ -80,11 +63,9 @@ def write_bert(
     **config: Any,
 ) -> Path:
     """A whole folder; returns it. ``state`` replaces the random weights, ``config`` what config.json says."""
-    folder.mkdir(parents=True, exist_ok=True)
     full = tiny_config(**config)
-    write_json(folder / "config.json", full)
-    write_weights(folder, tiny_state(full, seed) if state is None else state, dtype, shards)
-    write_tokenizer(folder / "tokenizer.json")
+    state = tiny_state(full, seed) if state is None else state
+    write_base(folder, full, state, tiny_tokenizer(), dtype, shards)
     if max_seq_length is not None:
         write_json(
             folder / "sentence_bert_config.json", {"max_seq_length": max_seq_length, "do_lower_case": False}
@@ -103,25 +84,8 @@ def write_bert(
     return folder
 
 
-def write_json(path: Path, value: Any) -> None:
-    """A JSON file."""
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def write_weights(folder: Path, state: dict[str, np.ndarray], dtype: str = "F32", shards: int = 1) -> None:
-    """model.safetensors, or shards with their index; floats are rounded to ``dtype``, integers stay."""
-    state = {name: t.astype(DTYPES[dtype]) if t.dtype.kind == "f" else t for name, t in state.items()}
-    if shards == 1:
-        save_file(state, folder / "model.safetensors")
-        return
-    files = {name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(state)}
-    for file in set(files.values()):
-        save_file({name: state[name] for name in state if files[name] == file}, folder / file)
-    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": files})
-
-
-def write_tokenizer(path: Path) -> None:
-    """A WordPiece tokenizer.json that lowers letters and asks for padding and truncation, as many do."""
+def tiny_tokenizer() -> tokenizers.Tokenizer:
+    """WordPiece that lowers letters and asks for padding and truncation, as many do."""
     vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
@@ -131,4 +95,4 @@ def write_tokenizer(path: Path) -> None:
     )
     tokenizer.enable_truncation(8)
     tokenizer.enable_padding(length=8)
-    tokenizer.save(str(path))
+    return tokenizer

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tiny_bert import random_state, write_json, write_weights
+from tiny import random_state, write_base
 
 from polymoe.models import LlamaConfig
 
@@ -50,12 +50,9 @@ def write_llama(
     **config: Any,
 ) -> Path:
     """A whole folder; returns it. ``state`` replaces the random weights, ``config`` what config.json says."""
-    folder.mkdir(parents=True, exist_ok=True)
     full = tiny_config(**config)
-    write_json(folder / "config.json", full)
-    write_weights(folder, tiny_state(full, seed) if state is None else state, dtype, shards)
-    tiny_tokenizer().save(str(folder / "tokenizer.json"))
-    return folder
+    state = tiny_state(full, seed) if state is None else state
+    return write_base(folder, full, state, tiny_tokenizer(), dtype, shards)
 
 
 def byte_level_tokens() -> list[str]:
