@@ -93,6 +93,26 @@ def test_example_gives_the_same_bits_in_any_company(isa: str) -> None:
             assert F.linear_backward(saved_b, np.cos(y_b)).dx.tobytes() == dx[rows].tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_few_tokens_of_many_groups_are_each_as_alone_on_any_threads(
+    isa: str, threads: Any, dtype: str
+) -> None:
+    """What decoding asks for: one token of each text; threads take parts of the columns."""
+    args = layer(np.random.default_rng(0), 5, 600, 215, 8, 3, 5)
+    args["weight"] = F.PackedWeight(args["weight"], dtype)
+    alone = []
+    for b in range(5):
+        threads(1)
+        one = {**args, "x": args["x"][b : b + 1], "adapter_ids": [b], "cu_seqlens": None}
+        y, saved = F.linear(**one, formulation="mix")
+        alone.append((y, saved.h))
+    for n in (1, 2, 3, 7):
+        threads(n)
+        y, saved = F.linear(**args, formulation="mix")
+        for want, got in zip(map(np.concatenate, zip(*alone, strict=True)), (y, saved.h), strict=True):
+            assert got.tobytes() == want.tobytes()
+
+
 def test_formulations_agree() -> None:
     args = layer(np.random.default_rng(3), 60, 24, 20, 4, 5, 12)
     args = {

@@ -33,6 +33,8 @@ static const struct PM_CAT(pm_kernels, DT) FN(kernels) = { PM_KERNELS(PM_ENTRY, 
 #undef PM_SINGLE
 #undef PANEL
 #undef PANEL_BF16
+#undef FEW_ROWS
+#undef FETCH_AHEAD
 #undef STAGE_AHEAD
 #undef AHEAD
 #undef TILE_HEIGHT

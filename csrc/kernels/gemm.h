@@ -14,14 +14,26 @@ struct FN(gemm_job) {
     real *y;
 };
 
+/* With few rows reading the weight takes longest, and the hardware asks for a panel late: lines are asked for FETCH_AHEAD of them
+ * ahead, the next strip's at the end of one. */
+#define FEW_ROWS ((ptrdiff_t)32)
+#define FETCH_AHEAD ((ptrdiff_t)32)
+PM_INLINE void FN(gemm_fetch)(const int vecs, ptrdiff_t d, const struct FN(gemm_job) * j, const real *panel)
+{
+    const ptrdiff_t panels = (vecs * LANES + PANEL - 1) / PANEL, end = d + FETCH_AHEAD >= j->D;
+    const real *line = panel + FETCH_AHEAD * PANEL + end * (panels * j->panel_stride - j->D * PANEL);
+    PM_UNROLLED_FOR (ptrdiff_t p = 0; p < panels; p++) __builtin_prefetch(line + p * j->panel_stride, 0, 2);
+}
+
 /* acc[i][v] += the product of a block of D: rows n and up, the strip that `panel` starts. */
-PM_INLINE void FN(gemm_sum)(const int rows, const int vecs, const struct FN(gemm_job) * j, ptrdiff_t n,
-                            vec acc[TILE_ROWS][TILE_VECS])
+PM_INLINE void FN(gemm_sum)(const int rows, const int vecs, const int few, const struct FN(gemm_job) * j,
+                            ptrdiff_t n, vec acc[TILE_ROWS][TILE_VECS])
 {
     const real *xs = j->xs + n * PM_STRIDE, *panel = j->panel;
     const ptrdiff_t D = j->D, panel_stride = j->panel_stride;
     for (ptrdiff_t d = 0; d < D; d++, panel += PANEL) {
         vec w[TILE_VECS];
+        if (few) FN(gemm_fetch)(vecs, d, j, panel);
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++)
             w[v] = *(const vec *)(panel + v * LANES / PANEL * panel_stride + v * LANES % PANEL);
         PM_UNROLLED_FOR (int i = 0; i < rows; i++)
@@ -31,13 +43,14 @@ PM_INLINE void FN(gemm_sum)(const int rows, const int vecs, const struct FN(gemm
 
 #ifdef PM_BF16_DOT
 /* The same from pairs: D counts them. */
-PM_INLINE void FN(gemm_sum_bf16)(const int rows, const int vecs, const struct FN(gemm_job) * j, ptrdiff_t n,
-                                 vec acc[TILE_ROWS][TILE_VECS])
+PM_INLINE void FN(gemm_sum_bf16)(const int rows, const int vecs, const int few, const struct FN(gemm_job) * j,
+                                 ptrdiff_t n, vec acc[TILE_ROWS][TILE_VECS])
 {
     const real *xs = j->xs + n * (PM_STRIDE / 2), *panel = j->panel;
     const ptrdiff_t D = j->D, panel_stride = j->panel_stride;
     for (ptrdiff_t d = 0; d < D; d++, panel += PANEL) {
         vec w[TILE_VECS];
+        if (few) FN(gemm_fetch)(vecs, d, j, panel);
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++) w[v] = *(const vec *)(panel + v * panel_stride);
         PM_UNROLLED_FOR (int i = 0; i < rows; i++)
             PM_UNROLLED_FOR (int v = 0; v < vecs; v++)
@@ -46,9 +59,9 @@ PM_INLINE void FN(gemm_sum_bf16)(const int rows, const int vecs, const struct FN
 }
 #endif
 
-/* rows x vecs accumulators in registers: both are constants at every call, and so is bf16. */
-PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const int bf16, const struct FN(gemm_job) * j,
-                             ptrdiff_t n)
+/* rows x vecs accumulators in registers: both are constants at every call, and so are bf16 and few. */
+PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const int bf16, const int few,
+                             const struct FN(gemm_job) * j, ptrdiff_t n)
 {
     /* Sums of this block of D alone, added to y at the end: one chain over all of a long D rounds three times worse. */
     vec acc[TILE_ROWS][TILE_VECS];
@@ -59,12 +72,18 @@ PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const int bf16, con
             __builtin_prefetch(y + i * j->ldy + v * LANES, 1);
         }
 #ifdef PM_BF16_DOT
-    if (bf16) FN(gemm_sum_bf16)(rows, vecs, j, n, acc);
+    if (bf16) FN(gemm_sum_bf16)(rows, vecs, few, j, n, acc);
     else
 #else
     (void)bf16;
 #endif
-        FN(gemm_sum)(rows, vecs, j, n, acc);
+        FN(gemm_sum)(rows, vecs, few, j, n, acc);
+    /* In this order the term may also be added by a call of its own (D = 0, base = y): the bits are the same. */
+    PM_UNROLLED_FOR (int i = 0; i < rows; i++)
+        PM_UNROLLED_FOR (int v = 0; v < vecs; v++) {
+            if (j->base) acc[i][v] += *(const vec *)(j->base + (n + i) * j->ldy + v * LANES);
+            if (j->bias) acc[i][v] += *(const vec *)(j->bias + v * LANES);
+        }
     const real *h = j->h + n * j->ldh, *P = j->P;
     const ptrdiff_t ldh = j->ldh;
     for (ptrdiff_t r = 0; r < j->R; r++, P += j->ldp) {
@@ -74,43 +93,35 @@ PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const int bf16, con
             PM_UNROLLED_FOR (int v = 0; v < vecs; v++) acc[i][v] += p[v] * h[i * ldh + r];
     }
     PM_UNROLLED_FOR (int i = 0; i < rows; i++)
-        PM_UNROLLED_FOR (int v = 0; v < vecs; v++) {
-            vec *y_iv = (vec *)(y + i * j->ldy + v * LANES);
-            if (j->base) acc[i][v] += *(const vec *)(j->base + (n + i) * j->ldy + v * LANES);
-            if (j->bias) acc[i][v] += *(const vec *)(j->bias + v * LANES);
-            *y_iv = acc[i][v];
-        }
+        PM_UNROLLED_FOR (int v = 0; v < vecs; v++) *(vec *)(y + i * j->ldy + v * LANES) = acc[i][v];
 }
 
 /* All N rows of a strip of vecs vectors. */
-PM_INLINE void FN(gemm_strip)(const int vecs, const int bf16, const struct FN(gemm_job) * j, ptrdiff_t N)
+PM_INLINE void FN(gemm_strip)(const int vecs, const int bf16, const int few, const struct FN(gemm_job) * j,
+                              ptrdiff_t N)
 {
     ptrdiff_t n = 0;
-    for (; n + TILE_ROWS <= N; n += TILE_ROWS) FN(gemm_tile)(TILE_ROWS, vecs, bf16, j, n);
-    if (TILE_ROWS > 8 && n + 8 <= N) FN(gemm_tile)(8, vecs, bf16, j, n), n += 8;
-    if (TILE_ROWS > 4 && n + 4 <= N) FN(gemm_tile)(4, vecs, bf16, j, n), n += 4;
-    if (n + 2 <= N) FN(gemm_tile)(2, vecs, bf16, j, n), n += 2;
-    if (n < N) FN(gemm_tile)(1, vecs, bf16, j, n);
+    for (; n + TILE_ROWS <= N; n += TILE_ROWS) FN(gemm_tile)(TILE_ROWS, vecs, bf16, few, j, n);
+    if (TILE_ROWS > 8 && n + 8 <= N) FN(gemm_tile)(8, vecs, bf16, few, j, n), n += 8;
+    if (TILE_ROWS > 4 && n + 4 <= N) FN(gemm_tile)(4, vecs, bf16, few, j, n), n += 4;
+    if (n + 2 <= N) FN(gemm_tile)(2, vecs, bf16, few, j, n), n += 2;
+    if (n < N) FN(gemm_tile)(1, vecs, bf16, few, j, n);
 }
 
-static __attribute__((noinline)) void FN(gemm_wide)(const struct FN(gemm_job) * j, ptrdiff_t N)
-{
-    FN(gemm_strip)(TILE_VECS, 0, j, N);
-}
-static __attribute__((noinline)) void FN(gemm_narrow)(const struct FN(gemm_job) * j, ptrdiff_t N)
-{
-    FN(gemm_strip)(1, 0, j, N);
-}
+#define GEMM_ROWS(name, vecs, bf16, few)                                                              \
+    static __attribute__((noinline)) void FN(gemm_##name)(const struct FN(gemm_job) * j, ptrdiff_t N) \
+    {                                                                                                 \
+        FN(gemm_strip)(vecs, bf16, few, j, N);                                                        \
+    }
+GEMM_ROWS(wide, TILE_VECS, 0, 0)
+GEMM_ROWS(few, TILE_VECS, 0, 1)
+GEMM_ROWS(narrow, 1, 0, 0)
 #ifdef PM_BF16_DOT
-static __attribute__((noinline)) void FN(gemm_wide_bf16)(const struct FN(gemm_job) * j, ptrdiff_t N)
-{
-    FN(gemm_strip)(TILE_VECS, 1, j, N);
-}
-static __attribute__((noinline)) void FN(gemm_narrow_bf16)(const struct FN(gemm_job) * j, ptrdiff_t N)
-{
-    FN(gemm_strip)(1, 1, j, N);
-}
+GEMM_ROWS(wide_bf16, TILE_VECS, 1, 0)
+GEMM_ROWS(few_bf16, TILE_VECS, 1, 1)
+GEMM_ROWS(narrow_bf16, 1, 1, 0)
 #endif
+#undef GEMM_ROWS
 
 typedef void FN(gemm_rows)(const struct FN(gemm_job) *, ptrdiff_t N);
 
@@ -150,7 +161,7 @@ static void FN(gemm)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, cons
                      ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy)
 {
     const struct FN(gemm_job) j = { D, panel_stride, R, ldh, ldp, ldy, xs, panels, base, bias, h, P, y };
-    FN(gemm_strips)(FN(gemm_wide), FN(gemm_narrow), &j, N, O);
+    FN(gemm_strips)(N > FEW_ROWS ? FN(gemm_wide) : FN(gemm_few), FN(gemm_narrow), &j, N, O);
 }
 
 #ifdef PM_BF16_DOT
@@ -165,7 +176,7 @@ static void FN(gemm_bf16)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs,
     const struct FN(gemm_job) j = {
         (D + 1) / 2, panel_stride / 2, R, ldh, ldp, ldy, scratch, (const real *)panels, base, bias, h, P, y
     };
-    FN(gemm_strips)(FN(gemm_wide_bf16), FN(gemm_narrow_bf16), &j, N, O);
+    FN(gemm_strips)(N > FEW_ROWS ? FN(gemm_wide_bf16) : FN(gemm_few_bf16), FN(gemm_narrow_bf16), &j, N, O);
 }
 #else
 typedef uint32_t FN(pairs_bf16) __attribute__((vector_size(4 * PANEL_BF16), aligned(4), may_alias));

@@ -1,4 +1,5 @@
-/* linear.c -- the frozen product with a grouped low-rank term, forward and backward. Threads share out chunks of tokens.
+/* linear.c -- the frozen product with a grouped low-rank term, forward and backward. Threads share out chunks of tokens; forward,
+ * where there are fewer chunks than threads, parts of their columns as well: that splits no sum.
  *
  *   y = x W^T + bias + h B_g,  h = scale * x A_g^T          a pass from x to y: projects with A, its epilogue is B
  *   dx = dy W + g A_g,         g = scale * dy B_g^T         the same pass from dy to dx: projects with B, its epilogue is A
@@ -14,6 +15,11 @@
 #include "dtypes.h"
 #else
 #include "linear_pairs.h"
+
+#define COLUMNS \
+    ((ptrdiff_t)64) /* parts of the columns begin at multiples: whole panels and strips of any instruction set */
+#define SHORT 16 /* tokens of a segment: fewer do not fill the tiles of a product */
+#define WEIGHT_READ 10 /* reading a weight takes as long as multiplying it with so many tokens */
 
 /* Scratch of one chunk. */
 struct FN(linear_scratch) {
@@ -109,33 +115,44 @@ static void FN(linear_project)(const struct FN(linear_pass) * c, ptrdiff_t chunk
     }
 }
 
-/* out = onto + bias + staged W + low up, for the tokens of one segment and one block of columns of `in`, i0 and up: the first block
- * brings onto and bias, the last one (`complete`) the term. */
-static void FN(linear_product)(const struct FN(linear_pass) * c, const struct pm_segment *s, ptrdiff_t i0,
-                               ptrdiff_t columns, int complete, const struct FN(linear_scratch) * scratch,
-                               const real *staged, const real *low)
+/* What a call of linear_product computes: rows of `in` from `start` on, the group whose term they get, and a part of the columns. */
+struct FN(linear_block) {
+    ptrdiff_t start, rows, group, o0, columns;
+};
+
+/* out = onto + bias + staged W + low up, for one block of columns of `in`, i0 and up: the first block brings onto and bias, the last
+ * one (with R) the term. Without `product` the term alone is added to what is there. */
+static void FN(linear_product)(const struct FN(linear_pass) * c, const struct FN(linear_block) * b,
+                               ptrdiff_t i0, ptrdiff_t columns, int product, ptrdiff_t R,
+                               const struct FN(linear_scratch) * scratch, const real *staged, const real *low)
 {
-    const ptrdiff_t rows = s->end - s->start, R = complete ? c->R_up : 0, I = c->I, O = c->O;
+    const ptrdiff_t I = c->I, O = c->O, o0 = b->o0, at = b->start * O + o0;
     const real *up = c->makes ? c->made_up : c->up;
-    real *out = c->out + s->start * O;
-    const int first = !c->weight.panels || i0 == 0;
-    const real *base = !first ? out : c->onto ? c->onto + s->start * O : NULL, *bias = first ? c->bias : NULL;
-    if (up) up += s->group * c->R_up * O;
-    if (c->weight.bf16) {
+    real *out = c->out + at;
+    const int first = product && (!c->weight.panels || i0 == 0);
+    const real *base = !first    ? out
+                       : c->onto ? c->onto + at
+                                 : NULL,
+               *bias = first && c->bias ? c->bias + o0 : NULL;
+    if (up) up += b->group * c->R_up * O + o0;
+    if (product && c->weight.bf16) {
         const ptrdiff_t stride = (I + 1) / 2 * 2 * PM_BF16_COLUMNS;
-        K->gemm_bf16(rows, columns, O, staged, (const uint16_t *)c->weight.panels + i0 * PM_BF16_COLUMNS,
+        K->gemm_bf16(b->rows, columns, b->columns, staged,
+                     (const uint16_t *)c->weight.panels + o0 / PM_BF16_COLUMNS * stride +
+                         i0 * PM_BF16_COLUMNS,
                      stride, base, bias, R, low, scratch->ld, up, O, out, O, scratch->widened);
     } else {
-        const ptrdiff_t panel = c->weight.panels ? PM_ALIGN / sizeof(real) : 0;
-        const real *panels = c->weight.panels ? c->weight.panels : staged;
-        K->gemm(rows, panel ? columns : 0, O, staged, panels + i0 * panel, I * panel, base, bias, R, low,
+        const ptrdiff_t panel = product && c->weight.panels ? PM_ALIGN / sizeof(real) : 0;
+        const real *panels = panel ? (const real *)c->weight.panels + (o0 * I + i0 * panel) : staged;
+        K->gemm(b->rows, panel ? columns : 0, b->columns, staged, panels, I * panel, base, bias, R, low,
                 scratch->ld, up, O, out, O);
     }
 }
 
-static void FN(linear_chunk_item)(void *ctx, ptrdiff_t chunk)
+static void FN(linear_chunk_item)(void *ctx, ptrdiff_t item)
 {
     struct FN(linear_pass) *c = ctx;
+    const ptrdiff_t chunk = item / c->parts, part = item % c->parts;
     const ptrdiff_t start = chunk * PM_CHUNK, rows = c->N - start < PM_CHUNK ? c->N - start : PM_CHUNK;
     const ptrdiff_t R = c->R_up, widest = R < c->R_down ? c->R_down : R, ld = FN(padded)(widest), I = c->I,
                     O = c->O, panel = PM_ALIGN / sizeof(real), S = c->term->S;
@@ -162,6 +179,11 @@ static void FN(linear_chunk_item)(void *ctx, ptrdiff_t chunk)
         u = scratch.weighted, ldu = ld;
     }
     const real *low = c->aside && !c->backward ? scratch.weighted : scratch.low; /* what meets `up` */
+    /* segments of few tokens are multiplied together, and each gets its term afterwards: the same bits (gemm_tile) */
+    const int whole = c->weight.panels && R && last - first > 1 && rows < SHORT * (last - first);
+    const ptrdiff_t o0 = O * part / c->parts / COLUMNS * COLUMNS,
+                    o1 = part + 1 < c->parts ? O * (part + 1) / c->parts / COLUMNS * COLUMNS : O;
+    const struct FN(linear_block) all = { start, rows, 0, o0, o1 - o0 };
     /* blocks of equal size, a multiple of the panel, so that none is much smaller than the others */
     const ptrdiff_t n_blocks = (I + PM_STAGE - 1) / PM_STAGE,
                     block = ((I + n_blocks - 1) / n_blocks + panel - 1) / panel * panel;
@@ -170,14 +192,18 @@ static void FN(linear_chunk_item)(void *ctx, ptrdiff_t chunk)
         const int complete = i0 + columns == I;
         if (c->weight.panels || R) K->stage(rows, columns, c->in + start * I + i0, I, staged);
         if (R) FN(linear_project)(c, chunk, i0, columns, &scratch, u, ldu);
-        for (ptrdiff_t n = 0; complete && c->saved_h && n < rows; n++)
+        for (ptrdiff_t n = 0; complete && part == 0 && c->saved_h && n < rows; n++)
             memcpy(c->saved_h + (start + n) * c->R_down, scratch.low + n * ld, sizeof(real) * c->R_down);
         if (complete && c->aside && c->backward) FN(linear_unweigh)(c, chunk, &scratch);
         else if (complete && c->aside)
             FN(linear_weigh)(c, chunk, scratch.low, ld, &scratch, scratch.weighted);
-        for (const struct pm_segment *s = first; c->out && (c->weight.panels || complete) && s < last; s++) {
+        if (whole && c->out) FN(linear_product)(c, &all, i0, columns, 1, 0, &scratch, staged, low);
+        for (const struct pm_segment *s = first;
+             c->out && (complete || (c->weight.panels && !whole)) && s < last; s++) {
             const ptrdiff_t n = s->start - start;
-            FN(linear_product)(c, s, i0, columns, complete, &scratch, staged + n * PM_STRIDE, low + n * ld);
+            const struct FN(linear_block) block = { s->start, s->end - s->start, s->group, o0, o1 - o0 };
+            FN(linear_product)(c, &block, i0, columns, !whole, complete ? R : 0, &scratch,
+                               staged + n * PM_STRIDE, low + n * ld);
         }
     }
     for (ptrdiff_t o0 = 0; c->learns && o0 < O; o0 += PM_STAGE) {
@@ -237,8 +263,13 @@ static int FN(linear_run)(struct FN(linear_pass) * c)
         c->dweights_parts = pm_block_get(sizeof(real) * n);
         if (!c->dweights_parts) return -1;
     }
-    pm_parallel(c->pairs.n_chunks,
-                2.0 * c->N * c->I * c->O + 4.0 * c->N * (c->R_down + c->R_up) * (c->I + c->O),
+    const ptrdiff_t n_chunks = c->pairs.n_chunks, threads = pm_get_num_threads(),
+                    most = !c->backward && c->weight.panels && n_chunks && n_chunks < threads ? c->O / COLUMNS
+                                                                                              : 1,
+                    parts = n_chunks ? (threads + n_chunks - 1) / n_chunks : 1;
+    c->parts = most < 1 ? 1 : parts < most ? parts : most;
+    pm_parallel(n_chunks * c->parts,
+                2.0 * (c->N + WEIGHT_READ) * c->I * c->O + 4.0 * c->N * (c->R_down + c->R_up) * (c->I + c->O),
                 FN(linear_chunk_item), c);
     return atomic_load(&c->failed) ? -1 : 0;
 }
@@ -294,4 +325,7 @@ int FN(pm_linear_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, str
     FN(linear_end)(&c);
     return failed;
 }
+#undef COLUMNS
+#undef SHORT
+#undef WEIGHT_READ
 #endif

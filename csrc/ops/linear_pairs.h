@@ -17,6 +17,7 @@ struct FN(linear_pass) {
     struct pm_segments groups; /* the groups as they lie in the tokens */
     struct pm_segments pairs; /* what one pair serves: the same, or with `aside` whole chunks */
     real *saved_h; /* [N,R_down] forward: to be written, or NULL */
+    ptrdiff_t parts; /* of the columns of `out` that a chunk is cut in */
     int backward, learns; /* learns: backward, and gradients of the pairs are wanted */
     const real *h, *x; /* backward: saved by forward, [N,R_up] and (its input) [N,O] */
     real *
