@@ -3,97 +3,71 @@ batch; the searches; what is refused."""
 
 from __future__ import annotations
 
-from functools import cache
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-import tiny_llama
+import writers
 from cases import lengths_to_cu_seqlens
-from test_methods import VARIANTS
 from test_methods_invariance import adapted
+from writers import CASES, TASK_IDS, adapted_writer, greedy, writer
 
 import polymoe
 from polymoe.batch import Batch, Routings
-from polymoe.data import Tokenizer
-from polymoe.models import GenerationConfig, LlamaConfig, generate
+from polymoe.models import GenerationConfig, generate
 from polymoe.models.cache import KeyValueCache
-from polymoe.models.generate import next_batch
-from polymoe.models.llama import Llama
+from polymoe.models.generate import next_batch, start_batch
 from polymoe.models.search import Beams, largest, log_softmax
 
-PROMPTS = [[5, 9, 11], [7], [6, 6, 19, 8, 30, 31, 5, 44], [12, 40]]
-TASK_IDS = np.array([2, 0, 1, 0])
+PROMPTS = writers.PROMPTS["llama"]
+base, model = partial(writer, "llama"), partial(adapted_writer, "llama")
 
 
-VARIANTS = {name: fields for name, fields in VARIANTS.items() if "n_skills_pattern" not in fields}  # BERT's
+@pytest.mark.parametrize(("family", "variant"), CASES)
+def test_token_by_token_is_the_whole_text_at_once(family: str, variant: str) -> None:
+    made, prompts = adapted_writer(family, variant), [np.array(p) for p in writers.PROMPTS[family]]
+    later = np.random.default_rng(0).integers(5, 250, size=(5, 4))
+    lengths = np.array([len(p) for p in prompts])
+    whole = np.concatenate([text for i, p in enumerate(prompts) for text in (p, later[:, i])])
+    together = Batch(lengths_to_cu_seqlens(lengths + 5), whole, TASK_IDS, prompt_lengths=lengths)
+    full, rows = made.base.follow(together)
+    expected = made.base.logits(made(full)[rows]).reshape(4, 5, -1)
+    batch = start_batch(made.base, made.attach, prompts, TASK_IDS, [4] * 4)
+    for i in range(5):
+        got = made.base.logits(made.base(batch)[batch.cu_seqlens[1:] - 1])
+        np.testing.assert_allclose(got, expected[:, i], rtol=0, atol=2e-5 * np.abs(expected).max())
+        if i < 4:
+            batch = next_batch(batch, np.arange(4), later[i])
 
 
-@cache
-def base() -> Llama:
-    config = tiny_llama.tiny_config()
-    tokenizer = Tokenizer(tiny_llama.tiny_tokenizer(), 48)
-    state = tiny_llama.tiny_state(config)
-    sizes = LlamaConfig.from_dict(config)
-    return Llama.from_state(sizes, state, tokenizer=tokenizer, eos_token_ids=(2,))
-
-
-@cache
-def model(variant: str) -> Any:
-    return adapted(base(), variant, 0.0).eval()
-
-
-def greedy(which: Any, *args: Any, **options: Any) -> list[tuple[int, ...]]:
-    return [texts[0].token_ids for texts in generate(which, *args, **{"max_new_tokens": 9} | options)]
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_token_by_token_is_the_whole_text_at_once(variant: str) -> None:
-    made = model(variant)
-    rng = np.random.default_rng(0)
-    later = rng.integers(5, 250, size=(4, len(PROMPTS)))
-    lengths = np.array([len(p) for p in PROMPTS])
-    whole = [np.concatenate([p, later[:, i]]) for i, p in enumerate(PROMPTS)]
-    full = Batch(lengths_to_cu_seqlens(lengths + 4), np.concatenate(whole), TASK_IDS, prompt_lengths=lengths)
-    expected = made.base.logits(made(full))
-    last = full.cu_seqlens[:-1] + lengths - 1
-
-    rooms = KeyValueCache(lengths + 4)
-    batch = made.attach(Batch(lengths_to_cu_seqlens(lengths), np.concatenate(PROMPTS), TASK_IDS, cache=rooms))
-    got = made.base.logits(made.base(batch)[batch.cu_seqlens[1:] - 1])
-    for i, tokens in enumerate(later):
-        np.testing.assert_allclose(got, expected[last + i], rtol=0, atol=2e-5 * np.abs(expected).max())
-        batch = next_batch(batch, np.arange(4), tokens)
-        got = made.base.logits(made.base(batch))
-    np.testing.assert_allclose(got, expected[last + 4], rtol=0, atol=2e-5 * np.abs(expected).max())
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_text_does_not_depend_on_its_batch(variant: str) -> None:
-    made = model(variant)
-    together = greedy(made, PROMPTS, TASK_IDS)
-    assert together == [greedy(made, [p], [t])[0] for p, t in zip(PROMPTS, TASK_IDS, strict=True)]
+@pytest.mark.parametrize(("family", "variant"), CASES)
+def test_a_text_does_not_depend_on_its_batch(family: str, variant: str) -> None:
+    made, prompts = adapted_writer(family, variant), writers.PROMPTS[family]
+    together = greedy(made, prompts, TASK_IDS)
+    assert together == [greedy(made, [p], [t])[0] for p, t in zip(prompts, TASK_IDS, strict=True)]
     order = [2, 0, 3, 1]
-    assert [together[i] for i in order] == greedy(made, [PROMPTS[i] for i in order], TASK_IDS[order])
-    assert together == greedy(made, PROMPTS, TASK_IDS, batch_tokens=20)
+    assert [together[i] for i in order] == greedy(made, [prompts[i] for i in order], TASK_IDS[order])
+    assert together == greedy(made, prompts, TASK_IDS, batch_tokens=20)
 
 
+@pytest.mark.parametrize("family", ["llama", "t5"])
 @pytest.mark.parametrize("variant", ["poly", "smear", "molora", "alter", "tensorpoly-i"])
-def test_tasks_follow_beams_and_returns(variant: str) -> None:
-    made = model(variant)
+def test_tasks_follow_beams_and_returns(family: str, variant: str) -> None:
+    made, prompts = adapted_writer(family, variant), writers.PROMPTS[family]
     many: list[dict[str, Any]] = [
         {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5},
         {"temperature": 1.0, "num_return_sequences": 3, "seed": 4, "top_k": 50, "top_p": 0.9},
     ]
     for options in many:
-        together = generate(made, PROMPTS, TASK_IDS, max_new_tokens=7, **options)
+        together = generate(made, prompts, TASK_IDS, max_new_tokens=7, **options)
         assert all(len(texts) == options["num_return_sequences"] for texts in together)
         for i in (3, 0, 2, 1):
-            alone = generate(made, [PROMPTS[i]], int(TASK_IDS[i]), max_new_tokens=7, **options)
+            alone = generate(made, [prompts[i]], int(TASK_IDS[i]), max_new_tokens=7, **options)
             assert alone[0] == together[i]
-    other = generate(made, PROMPTS, 1, max_new_tokens=7, **many[0])
+    other = generate(made, prompts, 1, max_new_tokens=7, **many[0])
     if variant != "smear" and variant != "molora":  # those read the text, not the task
-        assert other[0] != generate(made, PROMPTS, TASK_IDS, max_new_tokens=7, **many[0])[0]
+        assert other[0] != generate(made, prompts, TASK_IDS, max_new_tokens=7, **many[0])[0]
 
 
 def test_factors_are_mixed_once_for_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,18 +92,19 @@ def test_routings_follow_texts() -> None:
     assert len(taken) == len(routings) > 0
 
 
-def test_greedy_is_the_likeliest_token_each_time() -> None:
-    (text,) = generate(base(), [PROMPTS[0]], max_new_tokens=10)[0]
-    tokens = list(PROMPTS[0])
-    score = 0.0
-    for token in text.token_ids:
-        hidden = base()(Batch(np.array([0, len(tokens)]), np.array(tokens)))
-        log_p = log_softmax(base().logits(hidden[-1:])[0])
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_greedy_is_the_likeliest_token_each_time(family: str) -> None:
+    base, prompt = writer(family), writers.PROMPTS[family][0]
+    (text,) = generate(base, [prompt], max_new_tokens=10)[0]
+    score, n, end = 0.0, len(prompt), base.eos_token_ids[0]
+    for i, token in enumerate(text.token_ids):
+        ids = np.array([*prompt, *text.token_ids[: i + 1]])
+        batch, rows = base.follow(Batch(np.array([0, len(ids)]), ids, prompt_lengths=np.array([n])))
+        log_p = log_softmax(base.logits(base(batch)[rows[-1:]])[0])
         assert token == log_p.argmax()
         score += log_p[token]
-        tokens.append(token)
     assert text.score == pytest.approx(score / len(text.token_ids), rel=1e-5)
-    assert text.finish == ("eos" if text.token_ids[-1] == 2 else "length")
+    assert text.finish == ("eos" if text.token_ids[-1] == end else "length")
 
 
 def test_as_many_beams_as_texts_find_them_all() -> None:

@@ -1,25 +1,23 @@
-"""Writing with an encoder-decoder: token by token is the whole text at once, for every method; the source is
-read once; a text does not depend on its batch; the objective lm and the commands."""
+"""Writing with an encoder-decoder, beside what tests/test_generate.py asks of both kinds: the source is read
+once; the objective lm, reports and the commands."""
 
 from __future__ import annotations
 
 import json
-from functools import cache
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tiny_t5
-from cases import lengths_to_cu_seqlens
+import writers
 from test_cli import call
-from test_methods import FEED_FORWARD, TYPES, VARIANTS
-from test_methods_invariance import adapted
 from training_base import classes, texts, write_tasks
+from writers import TASK_IDS, adapted_writer, greedy, writer
 
 from polymoe.batch import Batch, Source
-from polymoe.data import Tokenizer, read_tasks
-from polymoe.models import T5, T5Config, generate, load_base
+from polymoe.data import read_tasks
+from polymoe.models import generate, load_base
 from polymoe.models.generate import next_batch, parts_of, start_batch
 from polymoe.models.likelihood import likelihoods
 from polymoe.models.search import log_softmax
@@ -27,84 +25,8 @@ from polymoe.report.routing import routing_statistics
 from polymoe.report.texts import text_routing
 from polymoe.training.objectives import Lm
 
-PROMPTS = [[5, 9, 11, 1], [7, 1], [6, 6, 19, 8, 30, 31, 5, 44, 1], [12, 40, 1]]
-TASK_IDS = np.array([2, 0, 1, 0])
-
-
-@cache
-def base() -> T5:
-    config = tiny_t5.tiny_config()
-    tokenizer = Tokenizer(tiny_t5.tiny_tokenizer(), 64)
-    sizes, state = T5Config.from_dict(config), tiny_t5.tiny_state(config)
-    return T5.from_state(sizes, state, tokenizer=tokenizer, eos_token_ids=(1,))
-
-
-DENSE = {"target_modules": r".*\.DenseReluDense"}
-EVERYWHERE = {  # in both stacks: feed-forwards, and routers that layers share
-    "alter all": TYPES | DENSE,
-    "smear all feed-forwards": {
-        "target_modules": r".*\.DenseReluDense",
-        **FEED_FORWARD,
-        "experts": "bottleneck",
-    },
-    "smear by block": {"router_granularity": "block", "target_modules": ["q", "k", "v"]},
-    "orchmoe by model": {"router_granularity": "model", "target_modules": ["q", "k", "v", "wi_0"]},
-}
-VARIANTS = {n: v for n, v in VARIANTS.items() if "n_skills_pattern" not in v} | EVERYWHERE  # that is BERT's
-
-
-@cache
-def model(variant: str) -> Any:
-    return adapted(base(), variant, 0.0, VARIANTS).eval()
-
-
-def greedy(which: Any, *args: Any, **options: Any) -> list[tuple[int, ...]]:
-    return [texts[0].token_ids for texts in generate(which, *args, **{"max_new_tokens": 9} | options)]
-
-
-def sources() -> Source:
-    return Source(np.concatenate(PROMPTS), lengths_to_cu_seqlens([len(p) for p in PROMPTS]))
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_token_by_token_is_the_whole_text_at_once(variant: str) -> None:
-    made = model(variant)
-    later = np.random.default_rng(0).integers(5, 250, size=(5, 4))
-    later[0] = 0  # the start
-    ones = np.ones(4, np.int64)
-    full = Batch(np.arange(0, 21, 5), later.T.ravel(), TASK_IDS, prompt_lengths=ones, source=sources())
-    expected = made.base.logits(made(full)).reshape(4, 5, -1)
-    batch = start_batch(base(), made.attach, [np.array(p) for p in PROMPTS], TASK_IDS, ones * 5)
-    for i in range(5):
-        got = made.base.logits(made.base(batch))
-        np.testing.assert_allclose(got, expected[:, i], rtol=0, atol=2e-5 * np.abs(expected).max())
-        if i < 4:
-            batch = next_batch(batch, np.arange(4), later[i + 1])
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_text_does_not_depend_on_its_batch(variant: str) -> None:
-    made = model(variant)
-    together = greedy(made, PROMPTS, TASK_IDS)
-    assert together == [greedy(made, [p], [t])[0] for p, t in zip(PROMPTS, TASK_IDS, strict=True)]
-    order = [2, 0, 3, 1]
-    assert [together[i] for i in order] == greedy(made, [PROMPTS[i] for i in order], TASK_IDS[order])
-    assert together == greedy(made, PROMPTS, TASK_IDS, batch_tokens=20)
-
-
-@pytest.mark.parametrize("variant", ["poly", "smear", "molora", "alter", "tensorpoly-i"])
-def test_tasks_follow_beams_and_returns(variant: str) -> None:
-    made = model(variant)
-    many: list[dict[str, Any]] = [
-        {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5},
-        {"temperature": 1.0, "num_return_sequences": 3, "seed": 4, "top_k": 50, "top_p": 0.9},
-    ]
-    for options in many:
-        together = generate(made, PROMPTS, TASK_IDS, max_new_tokens=7, **options)
-        assert all(len(texts) == options["num_return_sequences"] for texts in together)
-        for i in (3, 0, 2, 1):
-            alone = generate(made, [PROMPTS[i]], int(TASK_IDS[i]), max_new_tokens=7, **options)
-            assert alone[0] == together[i]
+PROMPTS = writers.PROMPTS["t5"]
+base, model = partial(writer, "t5"), partial(adapted_writer, "t5")
 
 
 def test_a_source_is_read_once_and_shared_by_the_texts_that_grow_from_it() -> None:
@@ -127,19 +49,6 @@ def test_a_source_is_read_once_and_shared_by_the_texts_that_grow_from_it() -> No
             if (text, 8 + i) in ((0, 8), (2, 8)):
                 at = {0: 0, 2: 2}[int(text)]
                 np.testing.assert_allclose(logits[at], row, atol=1e-5)
-
-
-def test_greedy_is_the_likeliest_token_each_time() -> None:
-    (text,) = generate(base(), [PROMPTS[0]], max_new_tokens=10)[0]
-    tokens, score = [0], 0.0
-    source = Source(np.array(PROMPTS[0]), np.array([0, 4]))
-    for token in text.token_ids:
-        hidden = base()(Batch(np.array([0, len(tokens)]), np.array(tokens), source=source))
-        log_p = log_softmax(base().logits(hidden[-1:])[0])
-        assert token == log_p.argmax()
-        score += log_p[token]
-        tokens.append(token)
-    assert text.score == pytest.approx(score / len(text.token_ids), rel=1e-5)
 
 
 def test_texts_are_read_to_their_end() -> None:
