@@ -199,12 +199,12 @@ class Routing:
     cu_seqlens: np.ndarray | None = None
 
     def take(self, examples: np.ndarray) -> Routing:
-        """That of some of the examples, in that order; an example may come several times."""
-        if self.axis == "group":
-            ids = self.adapter_ids
-            return self if ids is None else replace(self, adapter_ids=ids[examples])
-        weights, ids = data_of(self.weights), self.ids
-        return replace(self, weights=weights[examples], ids=None if ids is None else ids[examples])
+        """That of some of the examples, in that order; an example may come several times. The rows stay:
+        those of examples become groups, so that what is made of a row is made once."""
+        if self.axis == "example":
+            return replace(self, axis="group", weights=data_of(self.weights), adapter_ids=examples)
+        ids = self.adapter_ids
+        return self if ids is None else replace(self, adapter_ids=ids[examples])
 
 
 class Routings(Mapping[str, Routing]):
@@ -218,6 +218,7 @@ class Routings(Mapping[str, Routing]):
     def __init__(self) -> None:
         self._decided: dict[str, tuple[Any, str, Routing]] = {}
         self._made: dict[str, Any] | None = None
+        self._n_taken = 0
 
     @property
     def stand(self) -> bool:
@@ -228,7 +229,10 @@ class Routings(Mapping[str, Routing]):
         """Those of some of the examples, in that order, for the tokens that follow; what :meth:`once`
         made of them is kept.
         """
+        if self.stand and np.array_equal(examples, np.arange(self._n_taken)):
+            return self
         taken = Routings()
+        taken._n_taken = len(examples)
         taken._made = {} if self._made is None else self._made
         taken._decided = {
             name: (None, layer, routing.take(examples))

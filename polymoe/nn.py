@@ -57,9 +57,13 @@ class Module:
 
     def get_submodule(self, name: str) -> Module:
         """The module at a dotted name; KeyError when there is none."""
-        for path, module in self.named_modules():
-            if path == name:
-                return module
+        for child_name, child in self.named_children() if name else ():
+            if name == child_name:
+                return child
+            if name.startswith(child_name + "."):
+                return child.get_submodule(name[len(child_name) + 1 :])
+        if not name:
+            return self
         raise KeyError(f"module: expected the name of a module, got {name!r}")
 
     def train(self, mode: bool = True) -> Module:

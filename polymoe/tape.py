@@ -182,6 +182,10 @@ def differentiable(
 
     def op(*args: Any, **kwargs: Any) -> Any:
         tape = _current.get()
+        if tape is None:  # nothing is recorded
+            plain = [a.data if isinstance(a, Node) else a for a in args]
+            y, saved = forward(*plain, **{k: a.data if isinstance(a, Node) else a for k, a in kwargs.items()})
+            return y if beside is None else (y, getattr(saved, beside))
         bound = dict(zip(parameters, args, strict=False)) | kwargs
         if len(bound) != len(args) + len(kwargs):
             signature.bind(*args, **kwargs)  # too many arguments, or one given twice: it says which
@@ -192,7 +196,7 @@ def differentiable(
         }
         y, saved = forward(**{name: data_of(value) for name, value in bound.items()})
         output = y
-        if tape is not None and gradients:
+        if gradients:
             output = Node(y)
             tape.records.append(_Record(output.gradient, saved, backward, gradients, selective, adds))
         return output if beside is None else (output, getattr(saved, beside))

@@ -70,14 +70,18 @@ def test_tasks_follow_beams_and_returns(family: str, variant: str) -> None:
         assert other[0] != generate(made, prompts, TASK_IDS, max_new_tokens=7, **many[0])[0]
 
 
-def test_factors_are_mixed_once_for_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, mixed = model("poly"), []
+@pytest.mark.parametrize(("variant", "pairs"), [("poly", 3), ("smear", 4)])  # of the tasks, of the prompts
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
+def test_factors_are_mixed_once_for_a_text(
+    variant: str, pairs: int, options: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, mixed = model(variant), []
     mix = polymoe.tape.mix
     monkeypatch.setattr(polymoe.tape, "mix", lambda w, bank: mixed.append(w.shape) or mix(w, bank))
-    greedy(made, PROMPTS, TASK_IDS, max_new_tokens=6)
+    greedy(made, PROMPTS, TASK_IDS, max_new_tokens=6, **options)
     layers = len(made.adapter.layers)
-    assert len(mixed) == 2 * layers  # A and B of every layer, for the three tasks of the batch together
-    assert {shape[0] for shape in mixed} == {3}
+    assert len(mixed) == 2 * layers  # A and B of every layer, all of the batch together
+    assert {shape[0] for shape in mixed} == {pairs}
 
 
 def test_routings_follow_texts() -> None:
@@ -88,7 +92,9 @@ def test_routings_follow_texts() -> None:
     taken = routings.take(np.array([1, 1, 0]))
     assert taken.stand and not routings.stand
     for name, routing in routings.items():
-        np.testing.assert_array_equal(taken[name].weights, routing.weights[[1, 1, 0]])
+        np.testing.assert_array_equal(
+            taken[name].weights[taken[name].adapter_ids], routing.weights[[1, 1, 0]]
+        )
     assert len(taken) == len(routings) > 0
 
 

@@ -100,7 +100,10 @@ class FeedForwardExperts(Experts):
             return Routing("example", tape.softmax_router(tape.dense(h, self.gate_out, None)))
 
         name = f"{self.name}.gate"
-        v = (decide() if batch.routings is None else batch.routings.decide(name, self.name, decide)).weights
+        gate = decide() if batch.routings is None else batch.routings.decide(name, self.name, decide)
+        v = gate.weights
+        if gate.adapter_ids is not None:  # decided on the prompts
+            v = tape.embedding(gate.adapter_ids, v)
         columns = np.eye(1 + m, dtype=dtype)
         own = tape.multiply(
             tape.embedding(choice.adapter_ids, choice.weights),

@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
+INDEX = np.dtype(np.int64)
+REAL = np.dtype(np.float32), np.dtype(np.float64)
+
+
 def real(x: Any, name: str = "x") -> Array:
     """``x`` as a C-contiguous array in its own precision; lists of numbers are float64, other dtypes a
     TypeError."""
     a = np.asarray(x, order="C")
-    if a.dtype not in (np.float32, np.float64):
+    if a.dtype not in REAL:
         raise TypeError(f"{name}: expected dtype float32 or float64, got {a.dtype}")
     return a
 
@@ -40,6 +44,8 @@ def like_or_none(x: Array, value: Any) -> Array | None:
 def index(value: Any, name: str) -> Array:
     """``value`` as a C-contiguous int64 array; anything but integers is a TypeError."""
     a = np.asarray(value, order="C")
+    if a.dtype is INDEX:
+        return a
     if a.size == 0 and not isinstance(value, np.ndarray):
         a = a.astype(np.int64)
     if a.dtype.kind not in "iu":

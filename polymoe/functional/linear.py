@@ -210,11 +210,11 @@ def linear(
         raise ValueError(f"mixing: expected 'factors' or 'outputs', got {mixing!r}")
     if ids is not None and mixing == "factors":
         raise ValueError("ids: expected None (factors are mixed by dense weights), got an array")
-    bias, lora_A, lora_B, weights = (like_or_none(x, a) for a in (bias, lora_A, lora_B, weights))
-    ids, adapter_ids, cu_seqlens = (
-        None if a is None else index(a, name)
-        for a, name in ((ids, "ids"), (adapter_ids, "adapter_ids"), (cu_seqlens, "cu_seqlens"))
-    )
+    bias = like_or_none(x, bias)
+    lora_A, lora_B, weights = like_or_none(x, lora_A), like_or_none(x, lora_B), like_or_none(x, weights)
+    ids = None if ids is None else index(ids, "ids")
+    adapter_ids = None if adapter_ids is None else index(adapter_ids, "adapter_ids")
+    cu_seqlens = None if cu_seqlens is None else index(cu_seqlens, "cu_seqlens")
     form = CONCAT if formulation == "concat" else MIX
     chooses = formulation == "auto" and not get_batch_invariant()
     if chooses and weights is not None and weights.ndim == 3 and weights.shape[1] == 1:
@@ -230,7 +230,7 @@ def linear(
     term = (lora_A, lora_B, weights, ids, adapter_ids, cu_seqlens, scale, form)
     _core.linear_fwd(x, panels, bias, *term, y, h)
     if lora_A is None:
-        x = np.empty((0, *x.shape[1:]), x.dtype)
+        x = x[:0].copy()
     return y, LinearSaved(x, weight, *term, h)
 
 

@@ -63,6 +63,7 @@ class KeyValueCache:
     def __init__(self, rooms: Any) -> None:
         self.cu_seqlens = np.concatenate([[0], np.cumsum(rooms)]).astype(np.int64)
         self.lengths = np.zeros(len(rooms), np.int64)
+        self._new: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._layers: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
 
     def extend(
@@ -73,21 +74,28 @@ class KeyValueCache:
 
         ValueError for more tokens than a text has room for, or another number of texts.
         """
-        new = np.diff(cu_seqlens)
-        rooms = np.diff(self.cu_seqlens)
-        if len(new) != len(rooms) or (self.lengths + new > rooms).any():
-            got = (self.lengths + new).tolist() if len(new) == len(rooms) else f"{len(new)} texts"
-            raise ValueError(f"cache: expected at most {rooms.tolist()} tokens of each text, got {got}")
+        if self._new is None or self._new[0] is not cu_seqlens:  # all layers ask for the same
+            self._new = cu_seqlens, *self._places(cu_seqlens)
+        _, places, lengths = self._new
         if layer not in self._layers:
             rows = int(self.cu_seqlens[-1])
             self._layers[layer] = np.empty((rows, k.shape[1]), k.dtype), np.empty((rows, v.shape[1]), v.dtype)
-        places = np.arange(len(k)) + np.repeat(self.cu_seqlens[:-1] + self.lengths - cu_seqlens[:-1], new)
         keys, values = self._layers[layer]
         keys[places], values[places] = k, v
-        return keys, values, self.lengths + new
+        return keys, values, lengths
+
+    def _places(self, cu_seqlens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of new tokens, and how many each text has with them."""
+        new, rooms = np.diff(cu_seqlens), np.diff(self.cu_seqlens)
+        if len(new) != len(rooms) or (self.lengths + new > rooms).any():
+            got = (self.lengths + new).tolist() if len(new) == len(rooms) else f"{len(new)} texts"
+            raise ValueError(f"cache: expected at most {rooms.tolist()} tokens of each text, got {got}")
+        starts = self.cu_seqlens[:-1] + self.lengths - cu_seqlens[:-1]
+        return np.arange(cu_seqlens[-1]) + np.repeat(starts, new), self.lengths + new
 
     def advance(self, cu_seqlens: np.ndarray) -> None:
         """The new tokens are in every layer."""
+        self._new = None
         self.lengths = self.lengths + np.diff(cu_seqlens)
 
     def take(self, texts: np.ndarray) -> KeyValueCache:
