@@ -20,8 +20,8 @@ from polymoe.functional import batch_invariant
 from polymoe.models.cache import KeyValueCache
 from polymoe.models.search import Beams, Ends, Found, GenerationConfig, Samples
 
-BATCH_TOKENS = 16384
-"""Tokens that the texts of a batch may come to."""
+BATCH_TOKENS = 4096
+"""Tokens that the texts of a batch may come to: SmolLM2 keeps 0.12 MiB of each, and more are no faster."""
 
 
 @dataclass(frozen=True)
