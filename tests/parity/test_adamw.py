@@ -8,7 +8,6 @@ import pytest
 from polymoe import functional as F
 
 torch = pytest.importorskip("torch", reason="compares with torch, which is not installed")
-pytestmark = pytest.mark.parity
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

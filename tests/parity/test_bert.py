@@ -12,7 +12,6 @@ from polymoe.models import load_base
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.parity
 
 
 def real_texts(n):

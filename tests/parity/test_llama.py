@@ -3,17 +3,14 @@
 import numpy as np
 import pytest
 from tiny_llama import tiny_tokenizer
+from transformers_side import assert_gradients_are_those_of_peft, off, padded
 
-from polymoe import tape
-from polymoe.adapters import adapt
 from polymoe.batch import Batch
 from polymoe.models import Llama, load_base
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
-OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # PEFT asks transformers by it
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings(OLD_NAME)]
 
 LENGTHS = [5, 30, 1, 64, 17]
 SIZES = {
@@ -80,22 +77,10 @@ def batch(**fields):
     return Batch(np.cumsum([0, *LENGTHS]), IDS, **fields)
 
 
-def padded(packed):
-    """[N] -> [B, L]"""
-    out = np.zeros(MASK.shape, packed.dtype)
-    out[MASK] = packed
-    return torch.tensor(out)
-
-
 def their_logits(model, **given):
     """[N, V]"""
-    out = model(input_ids=padded(IDS), attention_mask=torch.tensor(MASK).long(), **given).logits
+    out = model(input_ids=padded(IDS, MASK), attention_mask=torch.tensor(MASK).long(), **given).logits
     return out[torch.tensor(MASK)]
-
-
-def off(ours, theirs):
-    """The largest difference, in units of the largest value where that is above 1."""
-    return float(np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max()))
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -122,43 +107,8 @@ def test_half_precision_and_shards_are_read_as_transformers_reads_them(tmp_path,
 @pytest.mark.parametrize("method", ["lora", "poly", "mhr"])
 def test_gradients_of_adapters_are_those_of_peft(tmp_path, kind, method):
     folder = save(tmp_path / "base", kind)
-    base = load_base(folder)
-    options = {"r": 4, "lora_alpha": 8, "init_weights": False}
-    options |= {} if method == "lora" else {"n_skills": 3, "noise": "off", "lora_alpha": None}
-    options |= {"n_splits": 2} if method == "mhr" else {}
-    model = adapt(base, method, ["a", "b", "c"], seed=4, **options).train()
-    model.save_adapter(tmp_path / "adapter")
-    theirs = peft.PeftModel.from_pretrained(from_torch(folder), tmp_path / "adapter", is_trainable=True)
-    for module in theirs.modules():
-        if type(module).__name__ == "PolyRouter":
-            module.eval()
-    tasks = np.array([2, 0, 1, 2, 0])
-    dy = np.random.default_rng(2).normal(size=(len(IDS), 300)).astype(np.float32) / len(IDS)
-    logits = their_logits(
-        theirs.base_model, **({} if method == "lora" else {"task_ids": torch.tensor(tasks)})
-    )
-    (logits * torch.tensor(dy)).sum().backward()
-    with tape.Tape() as recorded:
-        y = base.logits(model(batch(task_ids=tasks)))
-    recorded.backward(y, dy)
-    assert off(y.data, logits.detach().numpy()) < 1e-5
-    grads = {n: p.grad.numpy() for n, p in theirs.named_parameters() if p.grad is not None}
-    assert len(grads) == len(model.adapter_parameters()) == 6 * (2 if method == "lora" else 3)
-    for name, parameter in model.adapter_parameters():
-        layer, part = name.rsplit(".", 2)[0], name.rpartition(".")[2]
-        theirs_part = {"logits": "module_logits"}.get(part, part)
-        found = [g for n, g in grads.items() if f".{layer}." in n and theirs_part in n]
-        assert len(found) == 1, name
-        expected = ours_of(part, found[0], parameter.shape)
-        error = np.linalg.norm(parameter.grad - expected) / np.linalg.norm(expected)
-        assert error < 1e-4, (name, error)
-
-
-def ours_of(part, array, shape):
-    """An array in PEFT's layout in ours."""
-    if array.ndim == 4:
-        return array.transpose((1, 3, 0, 2) if part == "lora_A" else (1, 2, 0, 3)).reshape(shape)
-    return (array.T if part == "lora_B" else array).reshape(shape)
+    base, theirs = load_base(folder), from_torch(folder)
+    assert_gradients_are_those_of_peft(base, theirs, batch, their_logits, tmp_path / "adapter", method, 6)
 
 
 def test_default_targets_are_those_of_peft():

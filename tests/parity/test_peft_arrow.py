@@ -15,9 +15,6 @@ from polymoe.batch import Batch  # noqa: E402
 from polymoe.models import load_base  # noqa: E402
 from polymoe.tape import data_of  # noqa: E402
 
-OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # PEFT asks transformers by it
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings(OLD_NAME)]
-
 
 def test_the_same_loras_give_the_same_hidden_states(tmp_path):
     folder = write_bert(tmp_path / "bert")

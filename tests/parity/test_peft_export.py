@@ -18,8 +18,6 @@ from polymoe.models import load_base
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
-OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # PEFT asks transformers by it
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings(OLD_NAME)]
 
 METHODS = {
     "lora": {"rank_pattern": {"value": 3}, "alpha_pattern": {"query": 5}},

@@ -18,9 +18,8 @@ from polymoe.models import load_base
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
-OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # PEFT asks transformers by it
 BIAS = "ignore:Adapter 'default'.*lora_B.bias"  # PEFT takes it for a matrix that lost a dimension
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings(OLD_NAME, BIAS)]
+pytestmark = pytest.mark.filterwarnings(BIAS)
 
 LORA = {"r": 4, "target_modules": ["query", "output.dense"], "init_lora_weights": False}
 KINDS = {

@@ -17,9 +17,6 @@ from polymoe.models.bert import Bert  # noqa: E402
 from polymoe.models.llama import Llama  # noqa: E402
 from polymoe.tape import data_of  # noqa: E402
 
-OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # peft asks transformers
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings(OLD_NAME)]
-
 
 @pytest.mark.parametrize(
     "fields", [{}, {"target_modules": ["query", "dense"], "feedforward_modules": ["dense"]}]

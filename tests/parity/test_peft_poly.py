@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from real import minilm_folder
 from tiny_bert import write_bert
+from transformers_side import ours_of, padded, without_noise
 
 from polymoe import tape
 from polymoe.adapters import adapt
@@ -17,8 +18,6 @@ from polymoe.models import load_base
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
-OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # PEFT asks transformers by it
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings(OLD_NAME)]
 
 LENGTHS = [5, 2, 7, 1]
 TASKS = [2, 0, 2, 1]
@@ -55,25 +54,15 @@ def batch(**fields):
     return Batch(np.cumsum([0, *LENGTHS]), IDS, task_ids=np.array(TASKS), **fields)
 
 
-def padded(packed):
-    """[N, ...] -> [B, L, ...]"""
-    out = np.zeros((len(LENGTHS), max(LENGTHS), *packed.shape[1:]), packed.dtype)
-    out[mask()] = packed
-    return out
-
-
 def mask():
     return np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
 
 
 def their_output(model, poly):
     """Hidden states [N, D] of a PeftModel, without noise."""
-    for module in model.modules():
-        if type(module).__name__ == "PolyRouter":
-            module.eval()
-    given = {"input_ids": torch.tensor(padded(IDS)), "attention_mask": torch.tensor(mask()).long()}
+    given = {"input_ids": padded(IDS, mask()), "attention_mask": torch.tensor(mask()).long()}
     given |= {"task_ids": torch.tensor(TASKS)} if poly else {}
-    return model(**given).last_hidden_state[torch.tensor(mask())]
+    return without_noise(model)(**given).last_hidden_state[torch.tensor(mask())]
 
 
 def from_torch(folder, path, **options):
@@ -180,13 +169,6 @@ def test_gradients_are_those_of_peft(folder, base, tmp_path, method):
 def matches(theirs, layer, part):
     part = {"logits": "module_logits"}.get(part, part)
     return theirs.startswith(f"base_model.model.{layer}.") and part in theirs
-
-
-def ours_of(part, array, shape):
-    """An array in PEFT's layout in ours."""
-    if array.ndim == 4:
-        return array.transpose((1, 3, 0, 2) if part == "lora_A" else (1, 2, 0, 3)).reshape(shape)
-    return (array.T if part == "lora_B" else array).reshape(shape)
 
 
 def test_training_noise_has_the_distribution_of_peft():

@@ -12,8 +12,6 @@ from peft.utils.other import get_pattern_key  # noqa: E402
 from polymoe.adapters import configure  # noqa: E402
 from polymoe.adapters.targets import is_excluded, is_target, pattern_value  # noqa: E402
 
-pytestmark = pytest.mark.parity
-
 NAMES = [
     "query",
     "layer.1.query",

@@ -7,7 +7,6 @@ from tiny_bert import write_bert
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.parity
 
 
 def test_the_torch_loop_learns_in_ten_lines(tmp_path):

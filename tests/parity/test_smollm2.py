@@ -10,25 +10,15 @@ import numpy as np
 import pytest
 import tokenizers
 from real import real_tasks, smollm2_file
+from transformers_side import poly_of_peft, train_both
 
 from polymoe.batch import Batch
 from polymoe.interop.peft import load_adapter
 from polymoe.models import generate, load_base
-from polymoe.parameters import FlatParameters
-from polymoe.tape import Tape, data_of
-from polymoe.training import TrainingConfig
-from polymoe.training.objectives import Lm
-from polymoe.training.objectives.lm import Targets
-from polymoe.training.optim import AdamW
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
-OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # PEFT asks transformers by it
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings(OLD_NAME)]
-
-STEPS, RATE = 20, 1e-3
-Row = tuple[int, list[int], list[int]]  # task, prompt, target
 
 
 def from_torch() -> Any:
@@ -136,69 +126,12 @@ def test_twenty_steps_of_poly_are_those_of_peft(smollm2: Any, tmp_path: Path) ->
         for t, task in enumerate(instances()[1::3])
         for x, y in task[:4]
     ]
-    torch.manual_seed(1)
-    config = peft.PolyConfig(
-        task_type=peft.TaskType.CAUSAL_LM, r=4, n_tasks=3, n_skills=3, n_splits=1, poly_type="poly",
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    )  # fmt: skip
-    adapted = peft.get_peft_model(theirs, config)
+    batches = [examples[step % 2 :: 2][:3] + examples[-2:] for step in range(20)]  # two in turn
+    adapted = poly_of_peft(theirs, 0.02)
     try:
-        with torch.no_grad():
-            for name, p in adapted.named_parameters():
-                if "poly_lora_B" in name:
-                    p.normal_(0, 0.02)
         adapted.save_pretrained(tmp_path, save_embedding_layers=False)
-        model = load_adapter(base, tmp_path).eval()  # eval: PEFT's noise has no other switch
-        adapted.eval()
-        losses = train(model, adapted, examples)
+        found, want = train_both(load_adapter(base, tmp_path), adapted, batches, 1e-3)
     finally:
         adapted.unload()
-    found, want = np.array(losses).T
     assert want[-1] < 0.9 * want[0]
     np.testing.assert_allclose(found, want, rtol=1e-5)
-
-
-def train(model: Any, adapted: Any, examples: list[Row]) -> list[tuple[float, float]]:
-    """Our loss and theirs of each step, two batches in turn."""
-    settings = TrainingConfig(
-        learning_rate=RATE, router_learning_rate=RATE, weight_decay=0.0, max_grad_norm=0.0,
-        lr_scheduler_type="constant",
-    )  # fmt: skip
-    flat = FlatParameters(model.adapter_parameters())
-    ours = AdamW(flat, settings, STEPS, {"skills": RATE, "content": RATE})
-    theirs = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=RATE, weight_decay=0)
-    losses = []
-    for step in range(STEPS):
-        rows = examples[step % 2 :: 2][:3] + examples[-2:]
-        with Tape() as tape:
-            loss = Lm().loss(model, lm_batch(rows))
-        tape.backward(loss.mean)
-        ours.update()
-        flat.zero_grad()
-
-        most = max(len(x) + len(y) for _, x, y in rows)
-        ids, labels = torch.zeros(len(rows), most, dtype=torch.long), torch.full((len(rows), most), -100)
-        mask = torch.zeros_like(ids)
-        for i, (_, x, y) in enumerate(rows):
-            n = len(x) + len(y)
-            ids[i, :n], labels[i, len(x) : n], mask[i, :n] = torch.tensor(x + y), torch.tensor(y), 1
-        task_ids = torch.tensor([t for t, _, _ in rows])
-        out = adapted(input_ids=ids, attention_mask=mask, labels=labels, task_ids=task_ids)
-        theirs.zero_grad()
-        out.loss.backward()
-        theirs.step()
-        losses.append((float(data_of(loss.mean)), float(out.loss.detach())))
-    return losses
-
-
-def lm_batch(rows: list[Row]) -> Batch:
-    """Examples of task, prompt and target as the objective makes them."""
-    n_prompt, n_target = (np.array([len(row[i]) for row in rows]) for i in (1, 2))
-    cu_seqlens, offsets = (np.concatenate([[0], np.cumsum(n)]) for n in (n_prompt + n_target, n_target))
-    tokens = np.array([token for _, x, y in rows for token in x + y])
-    targets = np.array([token for _, _, y in rows for token in y])
-    at = np.arange(len(targets)) + np.repeat(cu_seqlens[:-1] + n_prompt - offsets[:-1], n_target)
-    return Batch(
-        cu_seqlens, tokens, np.array([row[0] for row in rows]), prompt_lengths=n_prompt,
-        targets=Targets(at - 1, targets, None, offsets),
-    )  # fmt: skip

@@ -11,8 +11,6 @@ from polymoe import functional as F
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("threadpoolctl")
-OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # PEFT asks transformers by it
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings(OLD_NAME)]
 layers, rivals, alone = benchmark("layers"), benchmark("rivals"), benchmark("alone")
 
 

@@ -9,20 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_t5 import tiny_tokenizer
+from transformers_side import (
+    assert_beams_are_theirs,
+    assert_gradients_are_those_of_peft,
+    assert_greedy_texts_are_theirs,
+    off,
+    padded,
+)
 
 from polymoe import tape
 from polymoe.adapters import adapt
 from polymoe.batch import Batch, Source
 from polymoe.interop.export import export_task
-from polymoe.models import T5, T5Config, generate, load_base
+from polymoe.models import T5, T5Config, load_base
 from polymoe.training.objectives import Lm
 from polymoe.training.objectives.lm import Targets
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
-OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # PEFT asks transformers by it
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings(OLD_NAME)]
 
 SOURCES = [7, 200, 1, 50, 12]
 TARGETS = [5, 150, 1, 2, 20]
@@ -77,24 +82,12 @@ def batch(**fields: Any) -> Batch:
     return Batch(cu_seqlens[1], IDS[1], source=Source(IDS[0], cu_seqlens[0]), **fields)
 
 
-def padded(packed: np.ndarray, mask: np.ndarray) -> Any:
-    """[N] -> [B, L]"""
-    out = np.zeros(mask.shape, packed.dtype)
-    out[mask] = packed
-    return torch.tensor(out)
-
-
 def their_logits(model: Any, **given: Any) -> Any:
     """[N, V]"""
     source, target = (padded(ids, mask) for ids, mask in zip(IDS, MASKS, strict=True))
     masked = {"attention_mask": torch.tensor(MASKS[0]).long()}
     out = model(input_ids=source, decoder_input_ids=target, **masked, **given).logits
     return out[torch.tensor(MASKS[1])]
-
-
-def off(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference, in units of the largest value where that is above 1."""
-    return float(np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max()))
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -137,38 +130,11 @@ def test_buckets_are_those_of_transformers(buckets: int, most: int) -> None:
 @pytest.mark.parametrize("method", ["lora", "poly", "mhr"])
 def test_gradients_of_adapters_are_those_of_peft(tmp_path: Path, kind: str, method: str) -> None:
     save(tmp_path / "base", kind)
-    base: Any = load_base(tmp_path / "base")
-    options: dict[str, Any] = {"r": 4, "lora_alpha": 8, "init_weights": False, "target_modules": "all-linear"}
-    options |= {} if method == "lora" else {"n_skills": 3, "noise": "off", "lora_alpha": None}
-    options |= {"n_splits": 2} if method == "mhr" else {}
-    model: Any = adapt(base, method, ["a", "b", "c"], seed=4, **options).train()
-    model.save_adapter(tmp_path / "adapter")
-    theirs = peft.PeftModel.from_pretrained(
-        from_torch(tmp_path / "base"), tmp_path / "adapter", is_trainable=True
+    base, theirs = load_base(tmp_path / "base"), from_torch(tmp_path / "base")
+    n_layers = 3 * (7 - (kind == "v1.0")) + 2 * (11 - (kind == "v1.0"))
+    assert_gradients_are_those_of_peft(
+        base, theirs, batch, their_logits, tmp_path / "adapter", method, n_layers, target_modules="all-linear"
     )
-    for module in theirs.modules():
-        if type(module).__name__ == "PolyRouter":
-            module.eval()
-    tasks = np.array([2, 0, 1, 2, 0])
-    dy = np.random.default_rng(2).normal(size=(len(IDS[1]), 300)).astype(np.float32) / len(IDS[1])
-    given = {} if method == "lora" else {"task_ids": torch.tensor(tasks)}
-    logits = their_logits(theirs.base_model, **given)
-    (logits * torch.tensor(dy)).sum().backward()
-    with tape.Tape() as recorded:
-        y = base.logits(model(batch(task_ids=tasks)))
-    recorded.backward(y, dy)
-    assert off(y.data, logits.detach().numpy()) < 1e-5
-    grads = {n: p.grad.numpy() for n, p in theirs.named_parameters() if p.grad is not None}
-    layers = 3 * (7 - (kind == "v1.0")) + 2 * (11 - (kind == "v1.0"))
-    assert len(grads) == len(model.adapter_parameters()) == layers * (2 if method == "lora" else 3)
-    for name, parameter in model.adapter_parameters():
-        layer, part = name.rsplit(".", 2)[0], name.rpartition(".")[2]
-        theirs_part = {"logits": "module_logits"}.get(part, part)
-        found = [g for n, g in grads.items() if f".{layer}." in n and theirs_part in n]
-        assert len(found) == 1, name
-        expected = ours_of(part, found[0], parameter.shape)
-        error = np.linalg.norm(parameter.grad - expected) / np.linalg.norm(expected)
-        assert error < 1e-4, (name, error)
 
 
 @pytest.mark.parametrize("kind", ["v1.1", "v1.0"])
@@ -190,13 +156,6 @@ def test_an_exported_task_gives_the_same_logits_there(tmp_path: Path, kind: str)
             assert off(ours, their_logits(other).numpy()) < 1e-5
 
 
-def ours_of(part: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """An array in PEFT's layout in ours."""
-    if array.ndim == 4:
-        return array.transpose((1, 3, 0, 2) if part == "lora_A" else (1, 2, 0, 3)).reshape(shape)
-    return (array.T if part == "lora_B" else array).reshape(shape)
-
-
 def test_default_targets_are_those_of_peft() -> None:
     theirs = peft.utils
     lora = theirs.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING["t5"]
@@ -209,22 +168,7 @@ def test_default_targets_are_those_of_peft() -> None:
 @pytest.mark.parametrize("kind", ["v1.1", "v1.0", "flan-t5"])
 def test_greedy_texts_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
     save(tmp_path, kind)
-    theirs = from_torch(tmp_path)
-    texts = generate(load_base(tmp_path), PROMPTS, max_new_tokens=48)
-    for prompt, (text,) in zip(PROMPTS, texts, strict=True):
-        with torch.no_grad():
-            out = theirs.generate(torch.tensor([prompt]), max_new_tokens=48, do_sample=False, num_beams=1)
-        want = out[0, 1:].tolist()
-        for i, (a, b) in enumerate(zip(text.token_ids, want, strict=False)):
-            if a != b:  # only where the two best logits are close
-                with torch.no_grad():
-                    read = torch.tensor([[0, *want[:i]]])
-                    logits = theirs(torch.tensor([prompt]), decoder_input_ids=read).logits[0, -1]
-                best = logits.topk(2).values
-                assert float(best[0] - best[1]) < 1e-3, (i, a, b)
-                break
-        else:
-            assert len(text.token_ids) == len(want)
+    assert_greedy_texts_are_theirs(load_base(tmp_path), from_torch(tmp_path), PROMPTS)
 
 
 @pytest.mark.parametrize(
@@ -235,29 +179,9 @@ def test_beams_are_those_of_transformers(
     tmp_path: Path, kind: str, early_stopping: bool, length_penalty: float
 ) -> None:
     save(tmp_path, kind)
-    theirs = from_torch(tmp_path)
-    ends = list(range(3, 300, 4))
-    base: Any = load_base(tmp_path)
-    base.eos_token_ids = tuple(ends)
-    options = {
-        "num_beams": 4, "num_return_sequences": 3, "length_penalty": length_penalty,
-        "early_stopping": early_stopping, "max_new_tokens": 12,
-    }  # fmt: skip
-    texts = generate(base, PROMPTS, **options)
-    finishes = set()
-    for prompt, found in zip(PROMPTS, texts, strict=True):
-        with torch.no_grad():
-            out = theirs.generate(
-                torch.tensor([prompt]), do_sample=False, eos_token_id=ends, pad_token_id=2,
-                return_dict_in_generate=True, output_scores=True, **options,
-            )  # fmt: skip
-        for text, row, score in zip(found, out.sequences, out.sequences_scores, strict=True):
-            want = row[1:].tolist()
-            assert list(text.token_ids) == want[: len(text.token_ids)]
-            assert set(want[len(text.token_ids) :]) <= {2}
-            assert text.score == pytest.approx(float(score), rel=1e-4, abs=1e-5)
-            finishes.add(text.finish)
-    assert "eos" in finishes
+    base, theirs, ends = load_base(tmp_path), from_torch(tmp_path), list(range(3, 300, 4))
+    options = {"early_stopping": early_stopping, "length_penalty": length_penalty}
+    assert_beams_are_theirs(base, theirs, PROMPTS, ends, **options)
 
 
 def test_the_loss_is_that_of_labels(tmp_path: Path) -> None:

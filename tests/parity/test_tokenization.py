@@ -7,8 +7,6 @@ from real import minilm_folder, real_tasks
 
 from polymoe.data import Tokenizer, read_tasks
 
-pytestmark = pytest.mark.parity
-
 AWKWARD = [
     *("", " ", "\n\t", "\x00\x07 control", "\u200bzero\u200bwidth", "e\u0301 vs \u00e9", "A" * 300),
     *(

@@ -8,7 +8,6 @@ from example import EXAMPLES, FOLDER, needs_torch, run_example
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
-pytestmark = pytest.mark.parity
 CHECKED = ("torch_loop.py", "hf_trainer.py")
 OTHERS = [path for path in EXAMPLES if needs_torch(path) and path.name not in CHECKED]
 

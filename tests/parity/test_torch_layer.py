@@ -12,8 +12,6 @@ from polymoe.adapters import METHODS
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 bridge = pytest.importorskip("polymoe.interop.torch")
-OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # PEFT asks transformers by it
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings(OLD_NAME)]
 
 D, O, B, L = 24, 16, 4, 5
 TASKS, IDS = ["a", "b", "c"], [2, 0, 2, 1]

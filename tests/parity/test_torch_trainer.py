@@ -14,10 +14,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 bridge = pytest.importorskip("polymoe.interop.torch")
-OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # PEFT asks transformers by it
 PINNED = "ignore:'pin_memory' argument is set as true:UserWarning"
 OLDER = "ignore:`gradient_checkpointing` is deprecated:FutureWarning"  # known to every version
-pytestmark = [pytest.mark.parity, *map(pytest.mark.filterwarnings, (OLD_NAME, OLDER, PINNED))]
+pytestmark = pytest.mark.filterwarnings(OLDER, PINNED)
 
 STEPS, B, LENGTH, N_LABELS, N_LAYERS = 50, 8, 24, 3, 3
 TASKS = ("boolq", "cb", "rte", "wic")

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from real import minilm_folder, real_tasks
+from transformers_side import without_noise
 
 from polymoe import tape
 from polymoe.adapters import adapt
@@ -18,8 +19,6 @@ from polymoe.training.optim import AdamW
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
-OLD_NAME = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # PEFT asks transformers by it
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings(OLD_NAME)]
 
 STEPS, B, N_LABELS = 20, 12, 3
 TASKS = ("boolq", "cb", "rte", "wic")
@@ -65,10 +64,7 @@ def ours(model, data):
 
 
 def theirs(model, data):
-    for module in model.modules():
-        if type(module).__name__ == "PolyRouter":
-            module.eval()  # PEFT has no other switch for the noise
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    named = [(n, p) for n, p in without_noise(model).named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for n, p in named if "module_logits" in n], "lr": RATES["router"], "weight_decay": 0.0},
         {
