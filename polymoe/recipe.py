@@ -59,14 +59,10 @@ class Recipe:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Recipe:
         """From the values of a YAML file; TypeError for a setting that does not exist."""
-        known = {f.name for f in fields(cls)}
-        for name in settings:
-            if name not in known:
-                raise TypeError(f"recipe: expected settings out of {sorted(known)}, got {name!r}")
-        given: dict[str, Any] = {k: _tuples(v) for k, v in settings.items()}
+        given = _given(cls, settings, "recipe")
         adapter = _adapter_options(given.pop("adapter", None) or {})
         training = TrainingConfig.from_dict(given.pop("training", None) or {})
-        lm = _lm_options(given.pop("lm", None) or {})
+        lm = LmOptions(**_given(LmOptions, given.pop("lm", None) or {}, "recipe: lm"))
         for name in given.get("first_stage") or {}:
             if name not in ("adapter", "training"):
                 raise TypeError(f"recipe: first_stage: expected adapter and training, got {name!r}")
@@ -232,23 +228,16 @@ def _adapter_folder(path: str) -> Path:
 
 
 def _adapter_options(settings: Mapping[str, Any]) -> AdapterOptions:
-    options = {f.name for f in fields(AdapterOptions)}
+    return AdapterOptions(**_given(AdapterOptions, settings, "recipe: adapter"))
+
+
+def _given(kind: type, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings as YAML has them, for a dataclass; TypeError for one that it does not have."""
+    known = sorted(f.name for f in fields(kind))
     for name in settings:
-        if name not in options:
-            raise TypeError(f"recipe: adapter: expected settings out of {sorted(options)}, got {name!r}")
-    return AdapterOptions(**{k: _tuples(v) for k, v in settings.items()})
-
-
-def _lm_options(settings: Mapping[str, Any]) -> LmOptions:
-    options = [f.name for f in fields(LmOptions)]
-    for name in settings:
-        if name not in options:
-            raise TypeError(f"recipe: lm: expected settings out of {options}, got {name!r}")
-    return LmOptions(**settings)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+        if name not in known:
+            raise TypeError(f"{where}: expected settings out of {known}, got {name!r}")
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
 
 
 def _lists(value: Any) -> Any:

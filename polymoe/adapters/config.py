@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from polymoe.adapters.experts import EXPERTS
 from polymoe.adapters.parts import Experts, Router
@@ -20,14 +20,14 @@ Init = Literal["peft", "mttl", "tlora"]
 Pooling = Literal["mean", "attention"]
 Specific = Literal["learned_row", "diagonal", "fixed"]
 Granularity = Literal["linear", "block", "model"]
+Mixing = Literal["factors", "outputs", "leaves", "gated"]
+SiteName = Literal["linear", "feed_forward"]
+Gate = Literal["sigmoid", "straight_through", "softmax", "l2"]
 
-MIXINGS = ("factors", "outputs", "leaves", "gated")
-SITES = ("linear", "feed_forward")
 FLAGS = (
     "use_rslora", "average_correction", "stop_router_gradient", "zero_start", "train_experts", "renormalize",
     "lora_bias",
 )  # fmt: skip
-GATES = ("sigmoid", "straight_through", "softmax", "l2")
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class AdapterConfig:
     method: str = "poly"
     router: str = "task_table"
     experts: str = "lora"
-    mixing: str = "factors"
-    site: str = "linear"
+    mixing: Mixing = "factors"
+    site: SiteName = "linear"
     r: int = 8
     n_skills: int = 4
     n_splits: int = 1
@@ -79,7 +79,7 @@ class AdapterConfig:
     train_experts: bool = True
     init: Init = "peft"
     router_granularity: Granularity = "linear"
-    gate: str = "sigmoid"
+    gate: Gate = "sigmoid"
     temperature: float = 1.0
     noise: Noise = "per_example"
     gate_dropout: float = 0.0
@@ -153,20 +153,9 @@ class AdapterConfig:
             _check_patterns(name, tuple(value))
 
     def _check_parts(self) -> None:
-        hints = get_type_hints(type(self))
-        choices: dict[str, tuple[str, ...]] = {
-            "router": tuple(ROUTERS),
-            "experts": tuple(EXPERTS),
-            "mixing": MIXINGS,
-            "site": SITES,
-            "gate": GATES,
-            "noise": get_args(hints["noise"]),
-            "bias": get_args(hints["bias"]),
-            "init": get_args(hints["init"]),
-            "specific": get_args(hints["specific"]),
-            "pooling": get_args(hints["pooling"]),
-            "router_granularity": get_args(hints["router_granularity"]),
-        }
+        hints = get_type_hints(type(self)).items()
+        choices: dict[str, tuple[str, ...]] = {"router": tuple(ROUTERS), "experts": tuple(EXPERTS)}
+        choices |= {name: get_args(hint) for name, hint in hints if get_origin(hint) is Literal}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 expected = " or ".join(map(repr, allowed))

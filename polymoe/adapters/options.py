@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from polymoe.adapters.config import Bias, Gate, Granularity, Init, Mixing, Noise, Pooling, SiteName, Specific
+
 
 @dataclass(frozen=True)
 class AdapterOptions:
@@ -35,23 +37,23 @@ class AdapterOptions:
     """Other numbers of experts for some modules (mosld's layers have 8, 6, 4, 2 of them)."""
     lora_dropout: float | None = None
     """Dropout of what enters the low-rank term."""
-    bias: Literal["none", "lora_only"] | None = None
+    bias: Bias | None = None
     """Also train the biases of the adapted modules (lora), as PEFT does."""
     lora_bias: bool | None = None
     """Add a bias to the low-rank term (lora), as PEFT does."""
     temperature: float | None = None
     """Of the noise of the gates."""
-    noise: Literal["per_example", "per_task", "per_step", "off"] | None = None
+    noise: Noise | None = None
     """How often the gates' noise is drawn in training."""
-    gate: Literal["sigmoid", "straight_through", "softmax", "l2"] | None = None
+    gate: Gate | None = None
     """What makes gates of a task's logits."""
     gate_dropout: float | None = None
     """Probability that a gate is 0 in training."""
     average_correction: bool | None = None
     """Multiply gates by sqrt(n_splits / n_skills) instead of dividing by their sum."""
-    router_granularity: Literal["linear", "block", "model"] | None = None
+    router_granularity: Granularity | None = None
     """A router for each layer, or one that those of a block or of the model share."""
-    init: Literal["peft", "mttl", "tlora"] | None = None
+    init: Init | None = None
     """Whose initial values the skills get."""
     router: str | None = None
     """Another router than the method's: constant, uniform, one_hot, given, task_table, common_specific,
@@ -61,11 +63,11 @@ class AdapterOptions:
     """Other experts than the method's: lora, shared_A, tensor, vector; at the site feed_forward:
     feed_forward (whole copies), feed_forward_lora, bottleneck.
     """
-    site: Literal["linear", "feed_forward"] | None = None
+    site: SiteName | None = None
     """What is adapted: linear layers, or whole feed-forwards."""
     train_experts: bool | None = None
     """Without it, experts stay as they start (with init_from)."""
-    mixing: Literal["factors", "outputs", "leaves", "gated"] | None = None
+    mixing: Mixing | None = None
     """Mix the experts' factors, their outputs, the leaves of tensors, or the outputs by a gate (alter)."""
     task_skills: tuple[str, ...] | None = None
     """A word of 0 and 1 for each task: its skills, said by hand (router given)."""
@@ -79,13 +81,13 @@ class AdapterOptions:
     """Experts that belong to all, beside those of the types (alter)."""
     n_specific: int | None = None
     """Pairs of each task's own (c-poly)."""
-    specific: Literal["learned_row", "diagonal", "fixed"] | None = None
+    specific: Specific | None = None
     """Which weights of the tasks' own pairs are learnt (c-poly)."""
     ibp_prior: float | None = None
     """Coefficient of the prior on the tables of logits."""
     n_latent_tasks: int | None = None
     """Tasks that the router makes up (orchmoe)."""
-    pooling: Literal["mean", "attention"] | None = None
+    pooling: Pooling | None = None
     """How the router makes one vector of an example's tokens (orchmoe)."""
     stop_router_gradient: bool | None = None
     """Nothing below the router learns from it (routers that read the tokens)."""
