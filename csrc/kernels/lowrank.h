@@ -35,6 +35,25 @@ PM_INLINE void FN(proj_tile)(const int rows, ptrdiff_t D, const real *restrict x
         *out = even + odd + (accumulate ? *out : (FN(ranks)){ 0 });
     }
 }
+
+/* PAIR_RANKS rows, LANES columns of each: transposed pair by pair (tile.h, transpose_block). */
+PM_INLINE void FN(proj_pack_block)(ptrdiff_t R, ptrdiff_t D, const real *factor, real scale, real *panels)
+{
+    FN(pairs) rows[PAIR_RANKS], zipped[PAIR_RANKS];
+    PM_UNROLLED_FOR (int i = 0; i < PAIR_RANKS; i++) {
+        __builtin_prefetch(factor + i * D + 8 * LANES);
+        rows[i] = i < R ? (FN(pairs))(*(const vec *)(factor + i * D) * scale) : (FN(pairs)){ 0 };
+    }
+    PM_UNROLLED_FOR (int round = 1; round < PAIR_RANKS; round *= 2) {
+        PM_UNROLLED_FOR (int i = 0; i < PAIR_RANKS / 2; i++) {
+            const FN(pairs) a = rows[i], b = rows[i + PAIR_RANKS / 2];
+            zipped[2 * i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+            zipped[2 * i + 1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+        }
+        PM_UNROLLED_FOR (int i = 0; i < PAIR_RANKS; i++) rows[i] = zipped[i];
+    }
+    PM_UNROLLED_FOR (int i = 0; i < PAIR_RANKS; i++) *(vec *)(panels + i * LANES) = (vec)rows[i];
+}
 #else
 #define PAIR_RANKS 0
 #endif
@@ -47,13 +66,12 @@ static void FN(proj_pack)(ptrdiff_t R, ptrdiff_t D, const real *restrict factor,
         return;
     }
 #if PAIR_RANKS
-    if (R < PAIR_RANKS || D % 2) memset(panels, 0, sizeof(real) * (D + 1) / 2 * 2 * PAIR_RANKS);
-    for (ptrdiff_t d = 0; d + 2 <= D; d += 2)
+    ptrdiff_t d = 0;
+    for (; d + LANES <= D; d += LANES) FN(proj_pack_block)(R, D, factor + d, scale, panels + d * PAIR_RANKS);
+    memset(panels + d * PAIR_RANKS, 0, sizeof(real) * ((D - d + 1) / 2 * 2 * PAIR_RANKS));
+    for (; d < D; d++)
         for (ptrdiff_t r = 0; r < R; r++)
-            ((FN(pair) *)(panels + d * PAIR_RANKS))[r] = *(const FN(pair) *)(factor + r * D + d);
-    if (D % 2)
-        for (ptrdiff_t r = 0; r < R; r++) panels[((D - 1) * PAIR_RANKS) + 2 * r] = factor[r * D + D - 1];
-    for (ptrdiff_t i = 0; i < (D + 1) / 2 * 2 * PAIR_RANKS; i += LANES) *(vec *)(panels + i) *= scale;
+            panels[d / 2 * 2 * PAIR_RANKS + 2 * r + d % 2] = scale * factor[r * D + d];
 #endif
 }
 
