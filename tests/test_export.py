@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from mixtures import far_mixture
 from tiny_bert import write_bert
 from tiny_llama import write_llama
 
@@ -46,15 +47,7 @@ def base(tmp_path_factory):
 
 def make(base, method, **options):
     """An adapted base with weights and routes that are far from where they start."""
-    options = {"r": 2, "target_modules": "all-linear"} | options
-    if not method.startswith("t"):
-        options["init_weights"] = False
-    model = adapt(base, method, TASKS, **options)
-    rng = np.random.default_rng(0)
-    for name, p in model.adapter_parameters():
-        if "router" in name:
-            p.data[...] = rng.normal(size=p.shape)
-    return model
+    return far_mixture(base, method, TASKS, **{"r": 2, "target_modules": "all-linear"} | options)
 
 
 @pytest.mark.parametrize("to", FORMATS)

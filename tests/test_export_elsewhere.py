@@ -4,9 +4,9 @@ import warnings
 
 import numpy as np
 import pytest
+from mixtures import far_mixture
 from tiny_llama import byte_level_tokens, tiny_config, tiny_state, write_gguf, write_llama
 
-from polymoe.adapters import adapt
 from polymoe.batch import Batch
 from polymoe.interop.export import export_task
 from polymoe.models import load_base
@@ -19,11 +19,7 @@ SIZES["vocab_size"] = len(byte_level_tokens())
 def model_of(path):
     """A mixture far from its base, and the logits of task b."""
     base = load_base(path)
-    model = adapt(base, "mhr", ["a", "b"], r=4, n_splits=2, target_modules="all-linear", init_weights=False)
-    rng = np.random.default_rng(0)
-    for name, parameter in model.adapter_parameters():
-        if "router" in name:
-            parameter.data[...] = rng.normal(size=parameter.shape)
+    model = far_mixture(base, "mhr", ["a", "b"], r=4, n_splits=2, target_modules="all-linear")
     batch = Batch(np.array([0, len(IDS)]), IDS, task_ids=np.array([1]))
     return model, np.asarray(base.logits(model(batch))), np.asarray(base.logits(base(batch)))
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from polymoe.models.checks import check_numbers, check_sizes
+
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}  # hidden_act -> approximate
 
 
@@ -24,17 +26,13 @@ class BertConfig:
     hidden_act: str = "gelu"
 
     def __post_init__(self) -> None:
-        for f in fields(self)[:7]:
-            value = getattr(self, f.name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{f.name}: expected a positive integer, got {value!r}")
+        check_sizes(self, (f.name for f in fields(self)[:7]))
         if self.hidden_size % self.num_attention_heads:
             heads = self.num_attention_heads
             raise ValueError(
                 f"hidden_size: expected a multiple of num_attention_heads = {heads}, got {self.hidden_size}"
             )
-        if not isinstance(self.layer_norm_eps, float | int) or not self.layer_norm_eps > 0:
-            raise ValueError(f"layer_norm_eps: expected a positive number, got {self.layer_norm_eps!r}")
+        check_numbers(self, ("layer_norm_eps",))
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act: expected one of {list(ACTIVATIONS)}, got {self.hidden_act!r}")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from polymoe.models.checks import check_kind, check_numbers, check_sizes, given_fields
 from polymoe.models.rope import inverse_frequencies
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
@@ -51,10 +52,7 @@ class LlamaConfig:
     mlp_bias: bool = False
 
     def __post_init__(self) -> None:
-        for name in SIZES + (("sliding_window",) if self.sliding_window is not None else ()):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        check_sizes(self, SIZES + (("sliding_window",) if self.sliding_window is not None else ()))
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 "num_key_value_heads: expected a divisor of num_attention_heads = "
@@ -62,10 +60,7 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim: expected an even number, got {self.head_dim}")
-        for name in ("rms_norm_eps", "rope_theta"):
-            value = getattr(self, name)
-            if not isinstance(value, float | int) or not value > 0:
-                raise ValueError(f"{name}: expected a positive number, got {value!r}")
+        check_numbers(self, ("rms_norm_eps", "rope_theta"))
         self.inverse_frequencies()
 
     @classmethod
@@ -73,19 +68,15 @@ class LlamaConfig:
         """Out of the object in config.json; ValueError that names what is missing and what polymoe does not
         compute.
         """
-        kind = config.get("model_type")
-        if kind not in MODEL_TYPES:
-            raise ValueError(f"model_type: expected one of {list(MODEL_TYPES)}, got {kind!r}")
+        check_kind(config, MODEL_TYPES)
         if config.get("hidden_act", "silu") != "silu":
             raise ValueError(f"hidden_act: expected 'silu', got {config['hidden_act']!r}")
-        if config.get("quantization_config") is not None:
-            raise ValueError("quantization_config: expected weights in floats, got quantized ones")
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(rope, Mapping):
             raise ValueError(f"rope_scaling: expected an object, got {rope!r}")
         if (part := rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))) not in (None, 1):
             raise ValueError(f"partial_rotary_factor: expected 1, got {part!r}")
-        given = {name: config[name] for name in (f.name for f in fields(cls)) if config.get(name) is not None}
+        kind, given = config["model_type"], given_fields(cls, config)
         heads = given.get("num_attention_heads")
         given.setdefault("num_key_value_heads", 8 if kind == "mistral" else heads)
         if missing := [name for name in SIZES if name not in given and name != "head_dim"]:

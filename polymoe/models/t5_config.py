@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from polymoe.models.checks import check_kind, check_numbers, check_sizes, given_fields
 
 MODEL_TYPES = ("t5", "mt5")
 ACTIVATIONS = ("relu", "gelu_new", "gelu", "silu")
@@ -53,19 +55,13 @@ class T5Config:
     decoder_start_token_id: int = 0
 
     def __post_init__(self) -> None:
-        for name in SIZES:
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        check_sizes(self, SIZES)
         start = self.decoder_start_token_id
         if type(start) is not int or not 0 <= start < self.vocab_size:
             raise ValueError(
                 f"decoder_start_token_id: expected 0 to {self.vocab_size - 1} (vocab_size), got {start!r}"
             )
-        if not isinstance(self.layer_norm_epsilon, float | int) or not self.layer_norm_epsilon > 0:
-            raise ValueError(
-                f"layer_norm_epsilon: expected a positive number, got {self.layer_norm_epsilon!r}"
-            )
+        check_numbers(self, ("layer_norm_epsilon",))
         buckets, most = self.relative_attention_num_buckets, self.relative_attention_max_distance
         if type(buckets) is not int or buckets < 4 or buckets % 2:
             raise ValueError(
@@ -85,14 +81,10 @@ class T5Config:
         """Out of the object in config.json; ValueError that names what is missing and what polymoe does not
         compute.
         """
-        kind = config.get("model_type")
-        if kind not in MODEL_TYPES:
-            raise ValueError(f"model_type: expected one of {list(MODEL_TYPES)}, got {kind!r}")
+        check_kind(config, MODEL_TYPES)
         if config.get("is_encoder_decoder") is False:
             raise ValueError("is_encoder_decoder: expected true (encoder and decoder), got false")
-        if config.get("quantization_config") is not None:
-            raise ValueError("quantization_config: expected weights in floats, got quantized ones")
-        given = {name: config[name] for name in (f.name for f in fields(cls)) if config.get(name) is not None}
+        kind, given = config["model_type"], given_fields(cls, config)
         given.setdefault("num_decoder_layers", given.get("num_layers"))
         given.setdefault("scale_decoder_outputs", kind == "t5" and given.get("tie_word_embeddings", True))
         if "decoder_start_token_id" not in given and config.get("pad_token_id") is not None:

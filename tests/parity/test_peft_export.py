@@ -3,12 +3,12 @@ LoRAs."""
 
 import numpy as np
 import pytest
+from mixtures import far_mixture
 from peft_side import TEXTS, from_peft, hidden, ours, torch_bert
 from real import minilm_folder, smollm2_file
 from tiny_bert import write_bert
 from tiny_llama import write_llama
 
-from polymoe.adapters import adapt
 from polymoe.batch import Batch
 from polymoe.interop.convert import read_lora
 from polymoe.interop.export import export_task, shipped_texts
@@ -33,13 +33,7 @@ METHODS = {
 
 
 def make(base, method, **options):
-    options = {"r": 2} | options | ({} if method.startswith("t") else {"init_weights": False})
-    model = adapt(base, method, ["a", "b"], **options)
-    rng = np.random.default_rng(0)
-    for name, p in model.adapter_parameters():
-        if "router" in name:
-            p.data[...] = rng.normal(size=p.shape)
-    return model
+    return far_mixture(base, method, ["a", "b"], **{"r": 2} | options)
 
 
 @pytest.mark.parametrize("method", METHODS)
