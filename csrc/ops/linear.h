@@ -27,4 +27,16 @@ struct pm_term {
     const int64_t *ids, *adapter_ids, *cu_seqlens;
     double scale;
 };
+
+/* ops/linear.c and ops/moe.c: y = x W^T + bias + the term, and its gradients. They return -1 when memory is out. */
+#define PM_DECLARE_LAYER(op, real, DT)                                                                     \
+    int pm_##op##_fwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_weight weight,  \
+                           const real *bias, const struct pm_term *term, real *y, real *h);                \
+    int pm_##op##_bwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct pm_weight weight, \
+                           const real *x, const real *h, const struct pm_term *term, const real *onto,     \
+                           real *dx, real *dlora_A, real *dlora_B, real *dweights);
+PM_DECLARE_LAYER(linear, float, f32)
+PM_DECLARE_LAYER(linear, double, f64)
+PM_DECLARE_LAYER(moe, float, f32)
+PM_DECLARE_LAYER(moe, double, f64)
 #endif

@@ -13,12 +13,6 @@
 #else
 #define BLOCK (4 * PM_CHUNK)
 
-int FN(pm_linear_fwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_weight weight,
-                      const real *bias, const struct pm_term *term, real *y, real *h);
-int FN(pm_linear_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct pm_weight weight,
-                      const real *x, const real *h, const struct pm_term *term, const real *onto, real *dx,
-                      real *dlora_A, real *dlora_B, real *dweights);
-
 struct FN(moe) {
     ptrdiff_t N, D, O, blocks, ld; /* ld: of rows in the rank space, whole panels */
     const struct pm_term *term;

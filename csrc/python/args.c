@@ -157,6 +157,19 @@ void pm_check_offsets(const int64_t *offsets, ptrdiff_t B, ptrdiff_t N, const ch
                      (Py_ssize_t)N);
 }
 
+void pm_check_groups(const int64_t *adapter_ids, ptrdiff_t *B, const int64_t *cu_seqlens, ptrdiff_t offsets,
+                     ptrdiff_t N, ptrdiff_t G)
+{
+    if (PyErr_Occurred()) return;
+    const ptrdiff_t examples = cu_seqlens ? offsets - 1 : 1;
+    if (!adapter_ids) *B = examples;
+    if (*B != examples)
+        PyErr_Format(PyExc_ValueError, "adapter_ids: expected shape (%zd,), got (%zd,)", (Py_ssize_t)examples,
+                     (Py_ssize_t)*B);
+    pm_check_cu_seqlens(cu_seqlens, *B, N);
+    pm_check_index(adapter_ids, *B, G, "adapter_ids");
+}
+
 int pm_nargs(Py_ssize_t got, Py_ssize_t expected, const char *name)
 {
     if (got == expected) return 0;

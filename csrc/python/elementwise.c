@@ -46,28 +46,22 @@ static PyObject *py_multiply(PyObject *Py_UNUSED(m), PyObject *const *args, Py_s
 }
 
 struct grouping {
-    ptrdiff_t B, offsets;
+    ptrdiff_t B;
     const int64_t *adapter_ids, *cu_seqlens;
 };
 
 /* args: adapter_ids (None: group 0 for all), cu_seqlens (None: one example). Python's error is set when something is wrong. */
 static struct grouping read_grouping(PyObject *const *args, ptrdiff_t N, ptrdiff_t G)
 {
-    struct grouping g = { .B = -1, .offsets = -1 };
+    struct grouping g = { .B = -1 };
+    ptrdiff_t offsets = -1;
     g.adapter_ids = pm_in_or_none(args[0], "adapter_ids", NPY_INT64, 1, &g.B);
-    g.cu_seqlens = pm_in_or_none(args[1], "cu_seqlens", NPY_INT64, 1, &g.offsets);
-    if (!g.cu_seqlens) g.offsets = 2;
-    if (!g.adapter_ids) g.B = g.offsets - 1;
-    if (PyErr_Occurred()) return g;
-    if (g.B != g.offsets - 1)
-        PyErr_Format(PyExc_ValueError, "adapter_ids: expected shape (%zd,), got (%zd,)",
-                     (Py_ssize_t)(g.offsets - 1), (Py_ssize_t)g.B);
-    else if (!g.adapter_ids && G != 1)
+    g.cu_seqlens = pm_in_or_none(args[1], "cu_seqlens", NPY_INT64, 1, &offsets);
+    pm_check_groups(g.adapter_ids, &g.B, g.cu_seqlens, offsets, N, G);
+    if (!PyErr_Occurred() && !g.adapter_ids && G != 1)
         PyErr_Format(PyExc_ValueError,
                      "adapter_ids: expected a group for every example (b has %zd rows), got None",
                      (Py_ssize_t)G);
-    pm_check_cu_seqlens(g.cu_seqlens, g.B, N);
-    pm_check_index(g.adapter_ids, g.B, G, "adapter_ids");
     return g;
 }
 

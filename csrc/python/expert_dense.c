@@ -36,19 +36,13 @@ static struct pm_experts read_experts(PyObject *const *args, int type, const voi
     t.adapter_ids = pm_in_or_none(args[5], "adapter_ids", NPY_INT64, 1, &t.B);
     t.cu_seqlens = pm_in_or_none(args[6], "cu_seqlens", NPY_INT64, 1, &offsets);
     if (PyErr_Occurred()) return t;
-    if (!t.cu_seqlens) offsets = 2;
-    if (t.B < 0) t.B = offsets - 1;
-    if (t.B != offsets - 1)
-        PyErr_Format(PyExc_ValueError, "adapter_ids: expected shape (%zd,), got (%zd,)",
-                     (Py_ssize_t)(offsets - 1), (Py_ssize_t)t.B);
-    else if (t.S < 1 || t.O < 1 || t.D < 1)
+    if (t.S < 1 || t.O < 1 || t.D < 1)
         PyErr_Format(PyExc_ValueError, "weight: expected extents of at least 1, got (%zd, %zd, %zd)",
                      (Py_ssize_t)t.S, (Py_ssize_t)t.O, (Py_ssize_t)t.D);
     else if (t.k < 1 || (t.N > 0 && t.G < 1))
         PyErr_Format(PyExc_ValueError, "ids: expected at least one %s, got none",
                      t.k < 1 ? "expert in a row" : "group");
-    pm_check_cu_seqlens(t.cu_seqlens, t.B, t.N);
-    pm_check_index(t.adapter_ids, t.B, t.G, "adapter_ids");
+    pm_check_groups(t.adapter_ids, &t.B, t.cu_seqlens, offsets, t.N, t.G);
     pm_check_index(t.ids, t.G * t.k, t.S, "ids");
     check_distinct(&t);
     return t;

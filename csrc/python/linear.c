@@ -1,14 +1,6 @@
 /* linear.c -- bindings of ops/linear.c. */
 #include "python.h"
 #include "../ops/linear.h"
-#define DECLARE(real, DT)                                                                                  \
-    int pm_linear_fwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_weight weight,  \
-                           const real *bias, const struct pm_term *term, real *y, real *h);                \
-    int pm_linear_bwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct pm_weight weight, \
-                           const real *x, const real *h, const struct pm_term *term, const real *onto,     \
-                           real *dx, real *dlora_A, real *dlora_B, real *dweights);
-DECLARE(float, f32)
-DECLARE(double, f64)
 
 /* lora_A, lora_B are None: neither may there be weights. */
 static void read_no_term(PyObject *const *args, struct pm_term *t)
@@ -66,15 +58,9 @@ static struct pm_term read_term(PyObject *const *args, int type, ptrdiff_t N, pt
     }
     t.form = sparse ? PM_GATHER : t.weights || form == PM_CONCAT ? (enum pm_form)form : PM_MIX;
     t.S_A = t.S;
-    if (!t.cu_seqlens) offsets = 2;
-    if (t.B < 0) t.B = offsets - 1;
     if (sparse) t.Q = 1;
     if (!t.weights) t.G = t.S, t.Q = 1;
-    if (t.B != offsets - 1)
-        PyErr_Format(PyExc_ValueError, "adapter_ids: expected shape (%zd,), got (%zd,)",
-                     (Py_ssize_t)(offsets - 1), (Py_ssize_t)t.B);
-    pm_check_cu_seqlens(t.cu_seqlens, t.B, N);
-    pm_check_index(t.adapter_ids, t.B, t.G, "adapter_ids");
+    pm_check_groups(t.adapter_ids, &t.B, t.cu_seqlens, offsets, N, t.G);
     if (sparse) pm_check_index(t.ids, t.G * t.k, t.S, "ids");
     if (!PyErr_Occurred()) check_form(&t, D, O);
     if (!PyErr_Occurred() && N > 0 && t.G < 1)

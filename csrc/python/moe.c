@@ -1,14 +1,6 @@
 /* moe.c -- bindings of ops/moe.c. */
 #include "python.h"
 #include "../ops/linear.h"
-#define DECLARE(real, DT)                                                                               \
-    int pm_moe_fwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_weight weight,  \
-                        const real *bias, const struct pm_term *term, real *y, real *h);                \
-    int pm_moe_bwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct pm_weight weight, \
-                        const real *x, const real *h, const struct pm_term *term, const real *onto,     \
-                        real *dx, real *dlora_A, real *dlora_B, real *dweights);
-DECLARE(float, f32)
-DECLARE(double, f64)
 
 /* args: lora_A, lora_B, weights, ids, scale, buckets. Python's error is set when something is wrong. */
 static struct pm_term read_experts(PyObject *const *args, int type, ptrdiff_t N, ptrdiff_t D, ptrdiff_t O)

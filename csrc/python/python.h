@@ -35,6 +35,10 @@ double pm_double(PyObject *o, const char *name);
 void pm_check_index(const int64_t *index, ptrdiff_t n, ptrdiff_t end, const char *name);
 void pm_check_offsets(const int64_t *offsets, ptrdiff_t B, ptrdiff_t N, const char *name);
 #define pm_check_cu_seqlens(cu_seqlens, B, N) pm_check_offsets(cu_seqlens, B, N, "cu_seqlens")
+/* The group, out of G, of each of B examples of N tokens: adapter_ids [B] or NULL, cu_seqlens [offsets] or NULL for one example.
+ * Finds B where adapter_ids is NULL. */
+void pm_check_groups(const int64_t *adapter_ids, ptrdiff_t *B, const int64_t *cu_seqlens, ptrdiff_t offsets,
+                     ptrdiff_t N, ptrdiff_t G);
 int pm_nargs(Py_ssize_t got, Py_ssize_t expected,
              const char *name); /* -1 with a TypeError when they differ */
 
