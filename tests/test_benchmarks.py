@@ -1,6 +1,8 @@
 """The table of methods, on a tiny base: what is run, what is not run twice, and what a failure does."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import re
 import sys
@@ -8,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from package_of_benchmarks import benchmark
-from training_base import base_folder, classes
 
 
 @pytest.fixture(scope="module")
@@ -18,38 +19,41 @@ def methods():
     return benchmark("methods")
 
 
-@pytest.fixture
-def options(methods, tmp_path):
-    """A table that takes seconds."""
-    data = tmp_path / "data"
-    data.mkdir()
-    for name, parts in classes().items():
-        for part, rows in parts.items():
-            lines = [json.dumps({"input": text, "output": label}) for text, label in rows]
-            (data / f"{name}.{part}.jsonl").write_text("\n".join(lines))
-    return methods.Options(
-        data=(str(data),),
-        output=str(tmp_path / "out"),
+@pytest.fixture(scope="module")
+def table(methods, data, base, tmp_path_factory):
+    """Of a table that takes seconds: the options, with which it was made, and what was printed."""
+    options = methods.Options(
+        data=(data,),
+        output=str(tmp_path_factory.mktemp("table") / "out"),
         methods=("lora", "poly"),
         seeds=(0, 1),
         grid=(0.5, 2.0),
         extend=0,
         rank=2,
-        base=str(base_folder(tmp_path / "base")),
+        base=base,
         train_examples=12,
         valid_examples=6,
         epochs=1,
         max_length=16,
     )
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert methods.main(options) == 0
+    return options, printed.getvalue()
+
+
+@pytest.fixture
+def options(methods, table, tmp_path):
+    """Those of the table, for another folder, and the least of runs."""
+    return methods.replace(table[0], output=str(tmp_path / "out"), seeds=(0,), grid=(1.0,))
 
 
 def content(options):
     return json.loads((Path(options.output) / "methods.json").read_text())["tables"]
 
 
-def test_table_is_made_once_and_goes_on(methods, options, capsys):
+def test_table_is_made_once_and_goes_on(methods, table):
+    options, printed = table
     out = Path(options.output)
-    assert methods.main(options) == 0
     same, budget = content(options)["same rank"], content(options)["same budget"]
     assert [row["method"] for row in same["rows"]] == ["lora", "poly"]
     for row in same["rows"] + budget["rows"]:
@@ -62,7 +66,7 @@ def test_table_is_made_once_and_goes_on(methods, options, capsys):
     names = sorted(path.name for path in (out / "runs").iterdir())
     # two methods with a grid of two and another seed; at the budget poly is the same run again, lora is not
     assert len(names) == 2 * 3 + 3
-    assert "| poly |" in capsys.readouterr().out
+    assert "| poly |" in printed
     if importlib.util.find_spec("matplotlib"):
         assert {"poly", "lora"} <= set(re.findall(r">([\w-]+)</text>", (out / "methods.svg").read_text()))
 
@@ -77,7 +81,7 @@ def test_table_is_made_once_and_goes_on(methods, options, capsys):
 
 
 def test_a_method_of_two_stages_counts_the_larger(methods, options):
-    some = methods.replace(options, methods=("mhr", "mhr-z"), seeds=(0,), grid=(1.0,))
+    some = methods.replace(options, methods=("mhr", "mhr-z"))
     assert methods.main(some) == 0
     for mhr, after in (table["rows"] for table in content(some).values()):
         assert after["size"] == mhr["size"] and after["mean"] is not None
@@ -85,8 +89,8 @@ def test_a_method_of_two_stages_counts_the_larger(methods, options):
     assert not list((Path(options.output) / "runs").rglob("checkpoints"))
 
 
-def test_test_parts_are_read_for_the_chosen_rate_alone(methods, options):
-    methods.main(options)
+def test_test_parts_are_read_for_the_chosen_rate_alone(table):
+    options, _ = table
     out = Path(options.output)
     assert not list((out / "data").rglob("*.test.jsonl"))
     read = {path.parent.name for path in (out / "runs").glob("*/test.json")}
@@ -100,14 +104,14 @@ def test_test_parts_are_read_for_the_chosen_rate_alone(methods, options):
 def test_a_method_that_fails_does_not_stop_the_others(methods, options, capsys):
     some = methods.replace(options, methods=("lora", "no-such-method", "poly"))
     assert methods.main(some) == 1
-    assert "Failed: no-such-method-r2-x0.5-seed0: ValueError: method: expected" in capsys.readouterr().out
+    assert "Failed: no-such-method-r2-x1-seed0: ValueError: method: expected" in capsys.readouterr().out
     rows = {row["method"]: row for row in content(some)["same rank"]["rows"]}
     assert rows["no-such-method"]["mean"] is None
     assert rows["lora"]["mean"] is not None and rows["poly"]["mean"] is not None
 
 
 def test_other_settings_need_another_folder(methods, options):
-    methods.main(methods.replace(options, methods=("lora",), seeds=(0,), grid=(1.0,)))
+    methods.main(methods.replace(options, methods=("lora",)))
     with pytest.raises(
         ValueError, match=r"output: expected a folder for these settings, got .* {'epochs': 1}"
     ):
@@ -139,7 +143,7 @@ def test_grid_grows_while_the_best_is_at_its_edge(methods, options):
 
 
 def test_a_run_is_in_one_hand_at_a_time(methods, options):
-    methods.main(methods.replace(options, methods=("lora",), seeds=(0,), grid=(1.0,)))
+    methods.main(methods.replace(options, methods=("lora",)))
     ladder = sys.modules["benchmarks.ladder"]
     settings = json.loads((Path(options.output) / "settings.json").read_text())
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}

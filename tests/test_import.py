@@ -24,7 +24,7 @@ y, _ = F.mix(weights, bank)
 def run_python(code, cwd, **env):
     """Run code in a process of its own that starts in an empty folder."""
     command, env = [sys.executable, "-c", code], {**os.environ, **env}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
 
 
 def test_version_is_the_one_of_the_metadata():

@@ -40,7 +40,7 @@ def child(*argv: object) -> dict:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", CLOCK, *map(str, argv), "--json"],
-        env=environment, capture_output=True, text=True, timeout=120, check=True,
+        env=environment, capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     return json.loads(done.stdout)
 

@@ -20,7 +20,7 @@ def test_example_runs(example, tmp_path, monkeypatch):
 
 def lines_of(name, folder):
     done = subprocess.run(
-        [sys.executable, str(FOLDER / name)], capture_output=True, text=True, cwd=folder, timeout=300
+        [sys.executable, str(FOLDER / name)], capture_output=True, text=True, cwd=folder, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

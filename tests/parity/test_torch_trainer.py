@@ -191,7 +191,7 @@ def test_distributed_training_sums_what_one_process_does(tmp_path, ranks):
     script = Path(__file__).with_name("torch_ranks.py")
     done = subprocess.run(
         [sys.executable, str(script), str(ranks), str(tmp_path / "meeting")],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"{ranks} ranks agree" in done.stdout

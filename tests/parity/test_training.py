@@ -95,8 +95,9 @@ def theirs(model, data):
     return np.array(losses)
 
 
-@pytest.mark.parametrize(("method", "n_splits"), [("poly", 1), ("mhr", 2)])
-@pytest.mark.parametrize("target_modules", [None, "all-linear"], ids=["query+value", "all-linear"])
+@pytest.mark.parametrize(
+    ("method", "n_splits", "target_modules"), [("poly", 1, None), ("mhr", 2, "all-linear")]
+)
 def test_training_agrees_with_peft_for_20_steps(method, n_splits, target_modules, tmp_path):
     folder = minilm_folder()
     base = load_base(folder)
