@@ -15,6 +15,7 @@ import numpy as np
 from polymoe import tape
 from polymoe.batch import Batch
 from polymoe.functional import PackedWeight
+from polymoe.functional.linear import Activation
 from polymoe.parameters import Parameter
 from polymoe.tape import Node
 
@@ -141,7 +142,7 @@ class FeedForward(Module):
 
     projections: ClassVar[tuple[str, ...]] = ("up", "down")
 
-    def __init__(self, up: Linear, down: Linear, activation: Callable[[Any], Any]) -> None:
+    def __init__(self, up: Linear, down: Linear, activation: Activation) -> None:
         self.up, self.down, self.activation = up, down, activation
 
     def __call__(self, x: np.ndarray | Node, batch: Batch) -> Any:
@@ -153,7 +154,7 @@ class FeedForward(Module):
 
     def compute(self, x: Any, project: Callable[[str, Any], Any]) -> Any:
         """The formula, with ``project(name, h)`` for each of ``projections``."""
-        return project("down", self.activation(project("up", x)))
+        return project("down", tape.Activated(project("up", x), self.activation))
 
 
 MOST_SHIFT = 16.0

@@ -252,6 +252,18 @@ def expert_dense_backward(saved: Any, dy: Any) -> Grads:
     }
 
 
+def activated(x: Any, activation: str) -> Pair:
+    name, *form = activation.split("_")
+    y, saved = globals()[name](x, *form)
+    return y, (name, saved)
+
+
+def activated_backward(saved: Any, dy: Any) -> Grads:
+    name, of_x = saved
+    grads: Grads = globals()[name + "_backward"](of_x, dy)
+    return grads
+
+
 def linear(
     x: Any,
     weight: Any,  # [O, D], a PackedWeight, or None
@@ -265,7 +277,27 @@ def linear(
     formulation: str = "auto",  # a matter of speed
     mixing: str = "factors",
     ids: Any = None,
+    activation: Any = None,
+    times: Any = None,
 ) -> Pair:
+    if activation is not None:
+        factor = 1 if times is None else times
+        f, of_x = activated(x, activation)
+        y, saved = linear(
+            f * factor,
+            weight,
+            bias,
+            lora_A,
+            lora_B,
+            weights,
+            adapter_ids,
+            cu_seqlens,
+            scale,
+            formulation,
+            mixing,
+            ids,
+        )
+        return y, {"linear": saved, "f": f, "of_x": of_x, "times": times}
     weight = weight.unpack() if hasattr(weight, "unpack") else weight
     weight = np.zeros((lora_B.shape[2], x.shape[1])) if weight is None else weight
     y, group = dense(x, weight, bias)[0], None
@@ -285,6 +317,11 @@ def linear(
 
 
 def linear_backward(saved: Any, dy: Any) -> Grads:
+    if isinstance(saved, dict):  # activated
+        grads, times = linear_backward(saved["linear"], dy), saved["times"]
+        df = grads["dx"] if times is None else grads["dx"] * times
+        dx = activated_backward(saved["of_x"], df)["dx"]
+        return {**grads, "dx": dx, "dtimes": None if times is None else grads["dx"] * saved["f"]}
     if len(saved) == 3:  # outputs
         saved, group, shape = saved
         grads, by_token = moe_backward(saved, dy), np.zeros((shape[0], shape[-1]))

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polymoe import functional as F
+from polymoe.functional.linear import Activation
 
 _current: ContextVar[Tape | None] = ContextVar("polymoe_tape", default=None)
 _losses: ContextVar[list[Any] | None] = ContextVar("polymoe_losses", default=None)
@@ -73,6 +74,33 @@ class Node:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.data.shape}, dtype={self.data.dtype})"
+
+
+class Activated:
+    """``activation(x) * times``, which nobody has computed yet.
+
+    :func:`linear` forms it as it reads x, without an array of its own. Every other function asks for the
+    whole, which is then kept for whoever reads it next.
+    """
+
+    __slots__ = ("activation", "times", "whole", "x")
+
+    def __init__(self, x: Any, activation: Activation, times: Any = None) -> None:
+        self.x, self.activation, self.times = x, activation, times
+        self.whole: Any = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the value."""
+        return tuple(self.x.shape)
+
+    def form(self) -> Any:
+        """The value itself."""
+        if self.whole is None:
+            name, *approximate = self.activation.split("_")
+            y = {"relu": relu, "gelu": gelu, "silu": silu}[name](self.x, *approximate)
+            self.whole = y if self.times is None else multiply(y, self.times)
+        return self.whole
 
 
 class _Record(NamedTuple):
@@ -166,6 +194,7 @@ def current_tape() -> Tape | None:
 
 def data_of(x: Any) -> Any:
     """The array of a node, or ``x`` itself."""
+    x = x.form() if isinstance(x, Activated) else x
     return x.data if isinstance(x, Node) else x
 
 
@@ -178,17 +207,25 @@ def differentiable(
     signature = inspect.signature(forward)
     parameters = tuple(signature.parameters)
     takes = inspect.signature(backward).parameters
-    selective, adds = "needs" in takes, "onto" in takes
+    selective, adds, activates = "needs" in takes, "onto" in takes, "activation" in parameters
 
     def op(*args: Any, **kwargs: Any) -> Any:
         tape = _current.get()
-        if tape is None:  # nothing is recorded
+        given = (*args, *kwargs.values())
+        if tape is None and Activated not in map(type, given):  # nothing is recorded
             plain = [a.data if isinstance(a, Node) else a for a in args]
             y, saved = forward(*plain, **{k: a.data if isinstance(a, Node) else a for k, a in kwargs.items()})
             return y if beside is None else (y, getattr(saved, beside))
         bound = dict(zip(parameters, args, strict=False)) | kwargs
-        if len(bound) != len(args) + len(kwargs):
+        if len(bound) != len(given):
             signature.bind(*args, **kwargs)  # too many arguments, or one given twice: it says which
+        for name, value in tuple(bound.items()):
+            if not isinstance(value, Activated):
+                continue
+            if activates and name == "x" and value.whole is None:
+                bound |= {"x": value.x, "activation": value.activation, "times": value.times}
+            else:
+                bound[name] = value.form()
         gradients = {
             name: value.gradient
             for name, value in bound.items()
@@ -196,7 +233,7 @@ def differentiable(
         }
         y, saved = forward(**{name: data_of(value) for name, value in bound.items()})
         output = y
-        if gradients:
+        if tape is not None and gradients:
             output = Node(y)
             tape.records.append(_Record(output.gradient, saved, backward, gradients, selective, adds))
         return output if beside is None else (output, getattr(saved, beside))

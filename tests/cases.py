@@ -1008,6 +1008,31 @@ def linear_cases() -> Iterator[Case]:
             {"float32": 1e-5, "float64": 1e-13},
         )
 
+    for activation, n, d, term_too, gated in (
+        ("relu", 130, 33, True, False),
+        ("gelu", 300, 530, True, False),
+        ("gelu_tanh", 5, 16, True, True),
+        ("silu", 200, 600, True, True),
+        ("gelu", 17, 1, False, False),
+        ("silu", 0, 7, False, True),
+        ("silu", 140, 70, False, True),
+    ):
+        of_term = {"lora_A": (3, 4, d), "lora_B": (3, 4, 50), "weights": (2, 1, 3)} if term_too else {}
+        shapes = {"x": (n, d), "weight": (50, d), **({"times": (n, d)} if gated else {}), **of_term}
+
+        def read(rng: np.random.Generator, how: str = activation, n: int = n, shapes: Args = shapes) -> Args:
+            args = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+            groups = {"adapter_ids": np.array([1, 0]), "cu_seqlens": np.array([0, n // 3, n])}
+            return {**args, "activation": how, **(groups if "lora_A" in args else {})}
+
+        yield Case(
+            "linear",
+            f"{activation} N={n} D={d}" + (" times" if gated else "") + ("" if term_too else " no term"),
+            read,
+            tuple(name for name in shapes if name != "weight"),
+            {"float32": 1e-5, "float64": 1e-13},
+        )
+
     def one_group(rng: np.random.Generator) -> Args:
         args = {"lora_A": rng.normal(size=(2, 4, 70)), "lora_B": rng.normal(size=(2, 4, 50))}
         return {**plain(rng), **args, "weights": rng.random((1, 2, 2))}

@@ -71,6 +71,7 @@ def test_threads_do_not_change_bits_of_any_phase(isa: str, threads: Any) -> None
         np.random.default_rng(0), 1280, 192, 200, 64, 4, 64
     )  # every parallel region is above the serial threshold
     args["weight"] = F.PackedWeight(args["weight"])
+    args |= {"activation": "silu", "times": args["x"][::-1].copy()}
     dy = np.random.default_rng(1).normal(size=(1280, 200)).astype(np.float32)
     results = []
     for n in (1, 2, 3, 4):
@@ -118,6 +119,7 @@ def test_formulations_agree() -> None:
     args = {
         k: v.astype(np.float64) if getattr(v, "dtype", None) == np.float32 else v for k, v in args.items()
     }
+    args |= {"activation": "gelu", "times": args["x"][::-1].copy()}
     (y, saved), (z, other) = (F.linear(**args, formulation=f) for f in ("mix", "concat"))
     np.testing.assert_allclose(y, z, rtol=1e-11, atol=1e-12)
     for a, b in zip(F.linear_backward(saved, y), F.linear_backward(other, y), strict=True):
@@ -186,7 +188,7 @@ def test_experts_that_are_not_chosen_are_not_touched(isa: str) -> None:
     y, saved = F.linear(**args)
     assert y.tobytes() == clean.tobytes()
     grads = F.linear_backward(saved, np.cos(y))
-    assert all(np.isfinite(g).all() for g in grads)
+    assert all(np.isfinite(g).all() for g in grads if g is not None)
     for grad in (grads.dlora_A, grads.dlora_B):
         assert not grad[[0, 2, 4]].any()
         assert grad[[1, 3, 5]].all()
@@ -300,7 +302,7 @@ def test_nothing_is_written_beyond_gradients(isa: str, N: int, D: int, r: int) -
     ones = [np.ones(s, np.float32) for s in ((N, D), (N, D), (N, r), (1, r, D), (1, r, D))]
     dy, x, h, lora_A, lora_B = ones
     term = (lora_A, lora_B, *NO_TERM[2:])
-    _core.linear_bwd(dy, None, x, h, *term, None, None, dlora_A, None, None)
+    _core.linear_bwd(dy, None, x, h, *term, None, None, None, dlora_A, None, None)
     assert np.all(dlora_A == N * D)
     assert np.all(memory[:guard] == 7)
     assert np.all(memory[-guard:] == 7)
@@ -374,6 +376,18 @@ BAD = {
         TypeError,
         {"weight": None, "lora_A": None, "lora_B": None, "weights": None},
     ),
+    "activation: expected one of [None, 'relu', 'gelu', 'gelu_tanh', 'silu'], got 'tanh'": (
+        ValueError,
+        {"activation": "tanh"},
+    ),
+    "times: expected None without an activation, got an array": (
+        TypeError,
+        {"times": np.ones((5, 8), np.float32)},
+    ),
+    "times: expected shape (5, 8), got (5, 7)": (
+        ValueError,
+        {"activation": "silu", "times": np.ones((5, 7), np.float32)},
+    ),
     "x: expected dtype float32 or float64, got int64": (TypeError, {"x": np.ones((5, 8), np.int64)}),
     "x: expected shape (any, any), got (5,)": (ValueError, {"x": np.ones(5, np.float32)}),
     "weight: expected shape (O, D) with both at least 1, got (0, 8)": (
@@ -424,3 +438,13 @@ def test_rows_of_a_packed_weight_are_those_of_the_weight(dtype):
     for wrong in ([37], [-1]):
         with pytest.raises(IndexError, match="ids: expected values from 0 to 36, got others"):
             packed.rows(wrong)
+
+
+def test_a_sum_of_gradients_is_that_of_the_activated_x() -> None:
+    rng = np.random.default_rng(0)
+    x, weight, dy, onto = (rng.normal(size=s) for s in ((9, 5), (7, 5), (9, 7), (9, 5)))
+    _, saved = F.linear(x, weight, activation="gelu")
+    dx = F.linear_backward(saved, dy).dx
+    assert dx is not None
+    np.testing.assert_array_equal(F.linear_backward(saved, dy, onto=onto).dx, dx + onto)
+    assert F.linear_backward(saved, dy, needs={"times"}).dx is None

@@ -4,6 +4,7 @@
  *   y = x W^T + bias + h B_g,  h = scale * x A_g^T          a pass from x to y: projects with A, its epilogue is B
  *   dx = dy W + g A_g,         g = scale * dy B_g^T         the same pass from dy to dx: projects with B, its epilogue is A
  *   dA_g = sum_n g x,          dB_g = sum_n h dy            by chunk and group, then folded in the order of tokens
+ * where x may be activation(x) times, formed again from both in backward: dx turns into the gradient of x while it is in cache.
  *
  * The pair A_g, B_g is made once per group (linear_pairs.h); where all experts lie side by side there is one pair, and the weights act
  * on h and g (kernels/lowrank.h: combine, weigh). Without a frozen weight the epilogue is all there is. */
@@ -191,6 +192,8 @@ static void FN(linear_chunk_item)(void *ctx, ptrdiff_t item)
         const ptrdiff_t columns = I - i0 < block ? I - i0 : block;
         const int complete = i0 + columns == I;
         if (c->weight.panels || R) K->stage(rows, columns, c->in + start * I + i0, I, staged);
+        if (c->activation && !c->backward)
+            K->activate(c->activation, rows, columns, c->times ? c->times + start * I + i0 : NULL, I, staged);
         if (R) FN(linear_project)(c, chunk, i0, columns, &scratch, u, ldu);
         for (ptrdiff_t n = 0; complete && part == 0 && c->saved_h && n < rows; n++)
             memcpy(c->saved_h + (start + n) * c->R_down, scratch.low + n * ld, sizeof(real) * c->R_down);
@@ -206,10 +209,16 @@ static void FN(linear_chunk_item)(void *ctx, ptrdiff_t item)
                                staged + n * PM_STRIDE, low + n * ld);
         }
     }
-    for (ptrdiff_t o0 = 0; c->learns && o0 < O; o0 += PM_STAGE) {
-        const ptrdiff_t columns = O - o0 < PM_STAGE ? O - o0 : PM_STAGE;
-        K->stage(rows, columns, c->x + start * O + o0, O,
-                 staged); /* x is far away: read it once and in order */
+    const int activated = c->activation && c->backward;
+    for (ptrdiff_t o0 = 0; (c->learns || (activated && c->out)) && o0 < O; o0 += PM_STAGE) {
+        const ptrdiff_t columns = O - o0 < PM_STAGE ? O - o0 : PM_STAGE, at = start * O + o0;
+        const real *times = c->times ? c->times + at : NULL;
+        K->stage(rows, columns, c->x + at, O, staged); /* x is far away: read it once and in order */
+        if (activated && c->out)
+            K->activate_bwd(c->activation, rows, columns, times, O, staged, c->out + at,
+                            c->dtimes ? c->dtimes + at : NULL);
+        else if (activated) K->activate(c->activation, rows, columns, times, O, staged);
+        if (!c->learns) continue;
         for (const struct pm_segment *s = first; s < last; s++)
             K->outer(s->end - s->start, R, columns, low + (s->start - start) * ld, ld,
                      staged + (s->start - start) * PM_STRIDE, PM_STRIDE, !s->opens,
@@ -285,27 +294,29 @@ static void FN(linear_end)(struct FN(linear_pass) * c)
 }
 
 /* h [N, columns] may be NULL. -1 when memory is out. */
-int FN(pm_linear_fwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_weight weight,
-                      const real *bias, const struct pm_term *term, real *y, real *h)
+int FN(pm_linear_fwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_reading reading,
+                      struct pm_weight weight, const real *bias, const struct pm_term *term, real *y, real *h)
 {
     struct FN(linear_pass) c = FN(linear_pass_of)(term, 0);
     c.N = N, c.I = D, c.O = O, c.in = x, c.weight = weight, c.bias = bias, c.out = y, c.saved_h = h;
+    c.activation = reading.activation, c.times = reading.times;
     const int failed = FN(linear_run)(&c);
     FN(linear_end)(&c);
     return failed;
 }
 
-/* weight is the transposed one; onto [N,D] or NULL is added to dx. Every gradient may be NULL; x may be when those of the term are, h
- * too unless experts lie side by side. -1 when memory is out. */
+/* weight is the transposed one; onto [N,D] or NULL is added to dx (not where x is activated). Every gradient may be NULL; x may be
+ * when those of the term are and it is not activated, h too unless experts lie side by side. -1 when memory is out. */
 int FN(pm_linear_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct pm_weight weight,
-                      const real *x, const real *h, const struct pm_term *term, const real *onto, real *dx,
-                      real *dlora_A, real *dlora_B, real *dweights)
+                      const real *x, struct pm_reading reading, const real *h, const struct pm_term *term,
+                      const real *onto, real *dx, real *dtimes, real *dlora_A, real *dlora_B, real *dweights)
 {
     const struct pm_term *t = term;
     struct FN(linear_pass) c = FN(linear_pass_of)(term, 1);
     c.N = N, c.I = O, c.O = D, c.in = dy, c.weight = weight, c.onto = onto, c.out = dx, c.h = h, c.x = x;
     c.learns = dlora_A || dlora_B || dweights;
     c.dweights = dweights;
+    c.activation = reading.activation, c.times = reading.times, c.dtimes = dtimes;
     const int failed = FN(linear_run)(&c);
     if (!failed && c.learns) {
         struct FN(linear_grads)

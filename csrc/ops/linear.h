@@ -9,6 +9,12 @@ struct pm_weight {
     int bf16;
 };
 
+/* What a linear layer reads instead of x: activation(x) times, formed as rows are staged. times NULL: 1. */
+struct pm_reading {
+    enum pm_activation activation;
+    const void *times; /* [N,D] */
+};
+
 /* How S experts (lora_A[s], lora_B[s]) make the term. "Side by side": their ranks are the columns of one wide h = x A^T. */
 enum pm_form {
     PM_MIX, /* factors, weights [G,Q,S]: those of a group are mixed, then multiplied. Without weights pair g is expert g */
@@ -29,14 +35,19 @@ struct pm_term {
 };
 
 /* ops/linear.c and ops/moe.c: y = x W^T + bias + the term, and its gradients. They return -1 when memory is out. */
-#define PM_DECLARE_LAYER(op, real, DT)                                                                     \
-    int pm_##op##_fwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_weight weight,  \
-                           const real *bias, const struct pm_term *term, real *y, real *h);                \
-    int pm_##op##_bwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct pm_weight weight, \
-                           const real *x, const real *h, const struct pm_term *term, const real *onto,     \
-                           real *dx, real *dlora_A, real *dlora_B, real *dweights);
-PM_DECLARE_LAYER(linear, float, f32)
-PM_DECLARE_LAYER(linear, double, f64)
-PM_DECLARE_LAYER(moe, float, f32)
-PM_DECLARE_LAYER(moe, double, f64)
+#define PM_DECLARE_LAYERS(real, DT)                                                                         \
+    int pm_linear_fwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_reading reading, \
+                           struct pm_weight weight, const real *bias, const struct pm_term *term, real *y,  \
+                           real *h);                                                                        \
+    int pm_linear_bwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct pm_weight weight,  \
+                           const real *x, struct pm_reading reading, const real *h,                         \
+                           const struct pm_term *term, const real *onto, real *dx, real *dtimes,            \
+                           real *dlora_A, real *dlora_B, real *dweights);                                   \
+    int pm_moe_fwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_weight weight,      \
+                        const real *bias, const struct pm_term *term, real *y, real *h);                    \
+    int pm_moe_bwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct pm_weight weight,     \
+                        const real *x, const real *h, const struct pm_term *term, const real *onto,         \
+                        real *dx, real *dlora_A, real *dlora_B, real *dweights);
+PM_DECLARE_LAYERS(float, f32)
+PM_DECLARE_LAYERS(double, f64)
 #endif

@@ -5,6 +5,9 @@ struct FN(linear_pass) {
     ptrdiff_t N, I, O; /* tokens, extents of `in` and `out` */
     const real *in, *onto, *bias; /* [N,I]   [N,O] or NULL: what `out` is added to   [O] or NULL */
     struct pm_weight weight; /* [O,I] */
+    enum pm_activation activation;
+    const real *times; /* what the activated x is multiplied with, or NULL: [N,I], backward [N,O] */
+    real *dtimes; /* or NULL */
     real *out; /* [N,O] or NULL */
     const struct pm_term *term;
     const real *weights, *down, *up; /* or NULL   [.,.,I] projects   [.,.,O] is the epilogue */

@@ -261,10 +261,11 @@ static void FN(moe_end)(struct FN(moe) * c)
 int FN(pm_moe_fwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_weight weight,
                    const real *bias, const struct pm_term *term, real *y, real *h)
 {
-    if (term->form == PM_TOKENS) return FN(pm_linear_fwd)(N, D, O, x, weight, bias, term, y, h);
+    const struct pm_reading plain = { .activation = PM_IDENTITY };
+    if (term->form == PM_TOKENS) return FN(pm_linear_fwd)(N, D, O, x, plain, weight, bias, term, y, h);
     const struct pm_term none = { .B = 1 };
     struct FN(moe) c = { .N = N, .D = D, .O = O, .term = term, .x = x, .y = y, .h = h };
-    const int failed = FN(pm_linear_fwd)(N, D, O, x, weight, bias, &none, y, NULL) || FN(moe_run)(&c);
+    const int failed = FN(pm_linear_fwd)(N, D, O, x, plain, weight, bias, &none, y, NULL) || FN(moe_run)(&c);
     FN(moe_end)(&c);
     return -failed;
 }
@@ -274,8 +275,10 @@ int FN(pm_moe_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct
                    const real *x, const real *h, const struct pm_term *term, const real *onto, real *dx,
                    real *dlora_A, real *dlora_B, real *dweights)
 {
+    const struct pm_reading plain = { .activation = PM_IDENTITY };
     if (term->form == PM_TOKENS)
-        return FN(pm_linear_bwd)(N, D, O, dy, weight, x, h, term, onto, dx, dlora_A, dlora_B, dweights);
+        return FN(pm_linear_bwd)(N, D, O, dy, weight, x, plain, h, term, onto, dx, NULL, dlora_A, dlora_B,
+                                 dweights);
     const struct pm_term none = { .B = 1 };
     struct FN(moe) c = { .N = N,
                          .D = D,
@@ -288,7 +291,8 @@ int FN(pm_moe_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct
                          .dweights = dweights,
                          .dlora_A = dlora_A,
                          .dlora_B = dlora_B };
-    int failed = dx && FN(pm_linear_bwd)(N, D, O, dy, weight, NULL, NULL, &none, onto, dx, NULL, NULL, NULL);
+    int failed = dx && FN(pm_linear_bwd)(N, D, O, dy, weight, NULL, plain, NULL, &none, onto, dx, NULL, NULL,
+                                         NULL, NULL);
     failed = failed || FN(moe_run)(&c);
     if (!failed && (dlora_A || dlora_B))
         pm_parallel(term->S_A + term->S, (double)c.blocks * term->R * (term->S_A * D + term->S * O),

@@ -52,7 +52,7 @@ def dense_backward(saved: DenseSaved, dy: Any, needs: set[str] | None = None) ->
     grads = DenseGrads(empty("x", x), empty("weight", weight), empty("bias", bias))
     if grads.dx is not None:
         _core.linear_bwd(
-            dy, pack(weight, transpose=True), None, None, *NO_TERM, None, grads.dx, None, None, None
+            dy, pack(weight, transpose=True), None, None, *NO_TERM, None, grads.dx, None, None, None, None
         )
     _core.dense_bwd_weight(dy, x, grads.dweight, grads.dbias)
     return grads

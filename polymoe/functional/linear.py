@@ -14,8 +14,10 @@ from polymoe.functional.invariance import get_batch_invariant
 
 Formulation = Literal["auto", "mix", "concat"]
 Mixing = Literal["factors", "outputs"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 MIX, CONCAT, OUTPUTS = range(3)  # as the extension counts them
-NO_TERM = (None, None, None, None, None, None, 1.0, MIX)  # a plain product: lora_A ... form
+ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
+NO_TERM = (None, None, None, None, None, None, 1.0, MIX, 0, None)  # a plain product: lora_A ... times
 
 CONCAT_BELOW = 4
 """Tokens per group under which ``auto`` puts the skills side by side: mixing costs more than it saves."""
@@ -128,7 +130,7 @@ class PackedWeight:
 
 class LinearSaved(NamedTuple):
     """What :func:`linear` keeps: its inputs, not copied, and h = scale * x A^T [N, ranks side by side].
-    Without a low-rank term nothing needs x: it is [0, D] then."""
+    Without a low-rank term and an activation nothing needs x: it is [0, D] then."""
 
     x: Array
     weight: PackedWeight | None
@@ -140,6 +142,8 @@ class LinearSaved(NamedTuple):
     cu_seqlens: Array | None
     scale: float
     form: int
+    activation: int
+    times: Array | None
     h: Array | None
 
 
@@ -150,6 +154,7 @@ class LinearGrads(NamedTuple):
     dlora_A: Array | None
     dlora_B: Array | None
     dweights: Array | None
+    dtimes: Array | None = None
 
 
 def linear(
@@ -165,9 +170,12 @@ def linear(
     formulation: Formulation = "auto",
     mixing: Mixing = "factors",
     ids: Any = None,
+    activation: Activation | None = None,
+    times: Any = None,
 ) -> tuple[Array, LinearSaved]:
     """``y = x W^T + bias + scale * (x A_g^T) B_g``, the pair of group g mixed by head from S experts; or
-    ``y = x W^T + bias + scale * sum_s w[g, s] (x A_s^T) B_s``, their outputs mixed.
+    ``y = x W^T + bias + scale * sum_s w[g, s] (x A_s^T) B_s``, their outputs mixed. With ``activation``, x
+    stands for ``activation(x) * times``, which is never held as a whole.
 
     Low-rank adaptation is Hu et al. 2021 (arXiv 2106.09685); mixing by task, Ponti et al. 2022 (arXiv
     2202.13914); by head, Caccia et al. 2022 (arXiv 2211.03831); mixing outputs by task, Wang et al. 2023
@@ -191,12 +199,14 @@ def linear(
         mixing: "outputs" sums what the experts make of x, with one head: their ranks lie side by side.
         ids: [G, k], with mixing "outputs": the experts that ``weights`` [G, k] belong to. Only these are
             computed, the others are not touched.
+        activation: of x: "relu", "gelu" (exact), "gelu_tanh" or "silu", as the functions of these names.
+        times: [N, D], what the activated x is multiplied with, as in gated feed-forwards. None: nothing.
 
     Returns:
         y [N, O] and what :func:`linear_backward` needs.
 
     Raises:
-        TypeError: an array of another dtype than x.
+        TypeError: an array of another dtype than x; ``times`` without an activation.
         ValueError: shapes that do not fit, wrong offsets, heads that do not divide D and O, or "concat" or
             "outputs" with several heads.
         IndexError: an adapter id without a group, an id without an expert.
@@ -210,11 +220,15 @@ def linear(
         raise ValueError(f"mixing: expected 'factors' or 'outputs', got {mixing!r}")
     if ids is not None and mixing == "factors":
         raise ValueError("ids: expected None (factors are mixed by dense weights), got an array")
-    bias = like_or_none(x, bias)
-    lora_A, lora_B, weights = like_or_none(x, lora_A), like_or_none(x, lora_B), like_or_none(x, weights)
-    ids = None if ids is None else index(ids, "ids")
-    adapter_ids = None if adapter_ids is None else index(adapter_ids, "adapter_ids")
-    cu_seqlens = None if cu_seqlens is None else index(cu_seqlens, "cu_seqlens")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {list(ACTIVATIONS)}, got {activation!r}")
+    bias, lora_A, lora_B, weights, times = (
+        like_or_none(x, a) for a in (bias, lora_A, lora_B, weights, times)
+    )
+    ids, adapter_ids, cu_seqlens = (
+        None if a is None else index(a, name)
+        for a, name in ((ids, "ids"), (adapter_ids, "adapter_ids"), (cu_seqlens, "cu_seqlens"))
+    )
     form = CONCAT if formulation == "concat" else MIX
     chooses = formulation == "auto" and not get_batch_invariant()
     if chooses and weights is not None and weights.ndim == 3 and weights.shape[1] == 1:
@@ -228,10 +242,11 @@ def linear(
     y = _core.empty((*x.shape[:1], n_out), x.dtype)
     panels = None if weight is None else weight.panels
     term = (lora_A, lora_B, weights, ids, adapter_ids, cu_seqlens, scale, form)
-    _core.linear_fwd(x, panels, bias, *term, y, h)
-    if lora_A is None:
-        x = x[:0].copy()
-    return y, LinearSaved(x, weight, *term, h)
+    reading = (ACTIVATIONS[activation], times)
+    _core.linear_fwd(x, panels, bias, *term, *reading, y, h)
+    if lora_A is None and activation is None:
+        x = np.empty((0, *x.shape[1:]), x.dtype)
+    return y, LinearSaved(x, weight, *term, *reading, h)
 
 
 def _side_by_side(form: int, lora_A: Array, weights: Array | None, ids: Array | None) -> int:
@@ -250,6 +265,9 @@ def linear_backward(
     those of the bank and ``dweights[g, q, s] = <dA_g[q], lora_A[s, q]> + <dB_g[q], lora_B[s, q]>``. The mixed
     pairs are computed again. Where outputs are mixed, ``dweights[g, s] = scale * <dy, (x A_s^T) B_s>``.
 
+    With an activation f the x above is f(x) * times, formed again, and from its gradient d come
+    ``dx = d * times * f'(x)`` and ``dtimes = d * f(x)``.
+
     ``onto`` [N, D], if given, is added to dx, which saves a pass over both.
     """
     x, weight, lora_A, lora_B, weights = saved[:5]
@@ -258,10 +276,25 @@ def linear_backward(
     def empty(name: str, a: Array | None) -> Array | None:
         return _core.empty(a.shape, a.dtype) if a is not None and wants(needs, name) else None
 
-    dx = _core.empty((*dy.shape[:1], *x.shape[1:]), x.dtype) if wants(needs, "x") else None
-    grads = LinearGrads(dx, empty("lora_A", lora_A), empty("lora_B", lora_B), empty("weights", weights))
-    panels = None if grads.dx is None or weight is None else weight.transposed
-    _core.linear_bwd(
-        dy, panels, None if lora_A is None else x, saved.h, *saved[2:-1], like_or_none(x, onto), *grads
+    dtimes = empty("times", saved.times)
+    dx = None
+    if wants(needs, "x") or dtimes is not None:
+        dx = _core.empty((*dy.shape[:1], *x.shape[1:]), x.dtype)
+    grads = LinearGrads(
+        dx, empty("lora_A", lora_A), empty("lora_B", lora_B), empty("weights", weights), dtimes
     )
-    return grads
+    panels = None if dx is None or weight is None else weight.transposed
+    reads = lora_A is not None or saved.activation
+    onto, after = (None, onto) if saved.activation else (onto, None)
+    _core.linear_bwd(
+        dy,
+        panels,
+        x if reads else None,
+        saved.h,
+        *saved[2:-1],
+        like_or_none(x, onto),
+        dx,
+        dtimes,
+        *grads[1:4],
+    )
+    return grads if after is None or dx is None else grads._replace(dx=dx + like(x, after))

@@ -93,15 +93,11 @@ class BertAttention(Module):
 
 
 class BertIntermediate(Module):
-    """The first half of the feed-forward: dense and act."""
+    """The first half of the feed-forward; its activation is formed as the second half reads it."""
 
     def __init__(self, config: BertConfig, build: Builder, name: str) -> None:
         self.dense = build.linear(name + ".dense")
-        self.approximate = ACTIVATIONS[config.hidden_act]
-
-    def activation(self, x: Any) -> Any:
-        """act(x) [N, F]."""
-        return tape.gelu(x, self.approximate)
+        self.activation = ACTIVATIONS[config.hidden_act]
 
 
 class BertLayer(Module):

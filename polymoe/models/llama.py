@@ -82,8 +82,8 @@ class LlamaMLP(FeedForward):
 
     def compute(self, x: Any, project: Callable[[str, Any], Any]) -> Any:
         """The formula, with ``project(name, h)`` for each of ``projections``."""
-        gate, up = tape.silu(project("gate_proj", x)), project("up_proj", x)
-        return project("down_proj", tape.multiply(gate, up))
+        gate, up = project("gate_proj", x), project("up_proj", x)
+        return project("down_proj", tape.Activated(gate, "silu", up))
 
 
 class LlamaDecoderLayer(Module):

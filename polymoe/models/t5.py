@@ -29,19 +29,13 @@ from polymoe.batch import Batch, Source
 from polymoe.models.base import run_block, tokens_and_positions
 from polymoe.models.build import Builder
 from polymoe.models.cache import SourceCache
-from polymoe.models.t5_config import T5Config
+from polymoe.models.t5_config import ACTIVATIONS, T5Config
 from polymoe.models.weights import check_weights, rename
 from polymoe.models.writer import Writer
 from polymoe.nn import Embedding, FeedForward, Linear, Module
 
 # Both stacks hold the table again; old checkpoints have a bias for cross attention that nobody uses.
 IGNORE = r"(encoder|decoder)\.embed_tokens\.weight$|.*EncDecAttention\.relative_attention_bias\.weight$"
-ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
-    "relu": tape.relu,
-    "gelu_new": lambda x: tape.gelu(x, "tanh"),
-    "gelu": tape.gelu,
-    "silu": tape.silu,
-}
 
 
 class Meeting(NamedTuple):
@@ -117,7 +111,7 @@ class T5DenseActDense(FeedForward):
 
     def compute(self, x: Any, project: Callable[[str, Any], Any]) -> Any:
         """The formula, with ``project(name, h)`` for each of ``projections``."""
-        return project("wo", self.activation(project("wi", x)))
+        return project("wo", tape.Activated(project("wi", x), self.activation))
 
 
 class T5DenseGatedActDense(T5DenseActDense):
@@ -127,8 +121,8 @@ class T5DenseGatedActDense(T5DenseActDense):
 
     def compute(self, x: Any, project: Callable[[str, Any], Any]) -> Any:
         """The formula, with ``project(name, h)`` for each of ``projections``."""
-        gate, up = self.activation(project("wi_0", x)), project("wi_1", x)
-        return project("wo", tape.multiply(gate, up))
+        gate, up = project("wi_0", x), project("wi_1", x)
+        return project("wo", tape.Activated(gate, self.activation, up))
 
 
 class T5Layer(Module):

@@ -9,10 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from polymoe.functional.linear import Activation
 from polymoe.models.checks import check_kind, check_numbers, check_sizes, given_fields
 
 MODEL_TYPES = ("t5", "mt5")
-ACTIVATIONS = ("relu", "gelu_new", "gelu", "silu")
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": "relu",
+    "gelu_new": "gelu_tanh",
+    "gelu": "gelu",
+    "silu": "silu",
+}
+"""By the name in ``feed_forward_proj``."""
 SIZES = (
     "vocab_size",
     "d_model",
