@@ -29,7 +29,7 @@ from benchmarks.targets import Results
 from benchmarks.timing import race
 from polymoe import _core
 
-GROUPS = ("products", "operations", "layers", "alone", "experts", "steps", "growth")
+GROUPS = ("products", "operations", "layers", "alone", "experts", "steps", "generation", "growth")
 CALM = 0.5  # load average before the start
 
 

@@ -62,12 +62,10 @@ def of_roof(group: str, who: str, what: str, state: int) -> Callable[[Results], 
     return lambda results: [(row.percent[state], row.what) for row in results.find(group, who, what)]
 
 
-def overhead(who: str, what: str) -> Callable[[Results], Values]:
-    """Percent over the frozen layer."""
+def overhead(who: str, what: str, group: str = "layers") -> Callable[[Results], Values]:
+    """Percent over the same without an adapter."""
     return lambda results: [
-        (100 * row.overhead, row.what)
-        for row in results.find("layers", who, what)
-        if row.overhead is not None
+        (100 * row.overhead, row.what) for row in results.find(group, who, what) if row.overhead is not None
     ]
 
 
@@ -137,6 +135,12 @@ def in_the_layer(r: int, limit: float) -> Target:
     )
 
 
+def in_generation(B: int, texts: str, half: str) -> Target:
+    """What an adapter may cost where texts are written."""
+    values = overhead("polymoe" + half, rf", {B} x .* tokens$", "generation")
+    return Target(f"adapter in writing {texts},{half or ' fp32'}", 10, "% over", values, True)
+
+
 TARGETS = (
     Target("frozen product, fp32, D 384 to 1536", 92, "% of peak", peak("products", "polymoe", SMALL)),
     Target("the same, over the better of NumPy and torch", 0.97, "x", faster("products", "NumPy|torch")),
@@ -170,6 +174,8 @@ TARGETS = (
     Target("the same, peak resident over PEFT's", 0.6, "x", memory("polymoe", "smollm2"), True),
     Target("SmolLM2 step, bf16, over PEFT bf16", 2.2, "x", faster("steps", BF16, "SmolLM2", "polymoe bf16")),
     Target("the same, peak resident over PEFT's", 0.45, "x", memory("polymoe-bf16", "smollm2"), True),
+    *(in_generation(1, "one text", half) for half in ("", " bf16")),
+    *(in_generation(16, "16 texts of 8 tasks", half) for half in ("", " bf16")),
     Target("a call of the extension, small input", 5, "us", seconds_of_a_call, True),
     Target("twice as many tasks", 1, "% longer", doubling("tasks"), True),
     Target("twice as many skills", 3, "% longer", doubling("skills"), True),

@@ -212,17 +212,18 @@ class Routings(Mapping[str, Routing]):
 
     A router that several layers share decides once. Generation passes the routings of the prompt on with the
     batches of later tokens (:meth:`take`), so that a text keeps its routing; those of single tokens are
-    decided anew. Reports read them after a forward: ``model(replace(batch, routings=Routings()))``.
+    decided anew. ``stand`` says of new ones that they will be passed on. Reports read them after a forward:
+    ``model(replace(batch, routings=Routings()))``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stand: bool = False) -> None:
         self._decided: dict[str, tuple[Any, str, Routing]] = {}
-        self._made: dict[str, Any] | None = None
+        self._made: dict[str, Any] | None = {} if stand else None
         self._n_taken = 0
 
     @property
     def stand(self) -> bool:
-        """Whether they were decided by earlier tokens, and stay."""
+        """Whether they stay for later tokens, and so does what is made of them."""
         return self._made is not None
 
     def take(self, examples: np.ndarray) -> Routings:
@@ -231,9 +232,9 @@ class Routings(Mapping[str, Routing]):
         """
         if self.stand and np.array_equal(examples, np.arange(self._n_taken)):
             return self
-        taken = Routings()
+        taken = Routings(stand=True)
         taken._n_taken = len(examples)
-        taken._made = {} if self._made is None else self._made
+        taken._made = taken._made if self._made is None else self._made
         taken._decided = {
             name: (None, layer, routing.take(examples))
             for name, (_, layer, routing) in self._decided.items()
@@ -261,6 +262,8 @@ class Routings(Mapping[str, Routing]):
         if routing is None or routing.axis == "token" or (made_under is not tape and decider == layer):
             earlier = None if routing is None else routing.weights
             routing = decide()
+            if self.stand and routing.axis == "example":
+                routing = routing.take(np.arange(len(data_of(routing.weights))))
             if isinstance(earlier, Node) and isinstance(routing.weights, Node):
                 routing.weights.grad, earlier.grad = earlier.grad, None
             self._decided[name] = tape, layer, routing

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from package_of_benchmarks import benchmark
+from tiny_llama import write_llama
 
 from polymoe import _core
 
@@ -123,6 +124,17 @@ def test_a_run_is_printed_written_and_read_again(tmp_path, capsys):
     path.write_text('{"format": 0}')
     with pytest.raises(ValueError, match="expected format 1, got 0"):
         main(["--read", str(path)])
+
+
+def test_writing_is_timed_with_and_without_an_adapter(roofs, tmp_path):
+    generation, options = benchmark("generation"), benchmark("options")
+    folder = str(write_llama(tmp_path / "base"))
+    contest = generation.contest(options.Options(1, ("base",), 1), folder, 2, 5, 3)
+    rows = timing.race(contest, 1, roofs, _core.get_isa())
+    assert {row.who for row in rows if row.overhead is not None} == {"polymoe", "polymoe bf16"}
+    assert len(rows) == 4 and all(row.tokens == 6 and row.percent[0] > 0 for row in rows)
+    found = targets.in_generation(2, "two texts", " bf16").worst(targets.Results(rows))
+    assert found == (100 * rows[2].overhead, rows[2].what)
 
 
 def test_the_gate_fails_on_what_is_slow(monkeypatch, capsys):

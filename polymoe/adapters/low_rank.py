@@ -47,8 +47,8 @@ class LowRankExperts(Experts):
         )  # fmt: skip
 
     def _factors(self, routing: Routing, batch: Batch) -> tuple[Any, Any, Any]:
-        """:meth:`factors`; where a text is written, those of its group are mixed once and not for every
-        token."""
+        """:meth:`factors`; where texts are written, those of a group are mixed once, not
+        for every token."""
         routings = batch.routings
         if self.mixing == "outputs" or routing.axis != "group" or routings is None or not routings.stand:
             return self.factors(routing.weights, batch)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from polymoe.batch import Batch
+from polymoe.batch import Batch, Routings
 from polymoe.data import shortest_first
 from polymoe.functional import batch_invariant
 from polymoe.models.cache import KeyValueCache
@@ -198,7 +198,7 @@ def start_batch(
     cu_seqlens = np.concatenate([[0], np.cumsum([len(p) for p in prompts])]).astype(np.int64)
     batch = base.begin(Batch(cu_seqlens, np.concatenate(prompts), task_ids))
     cache = KeyValueCache(np.diff(batch.cu_seqlens) + np.asarray(n_new))
-    return attach(replace(batch, cache=cache))
+    return attach(replace(batch, cache=cache, routings=Routings(stand=True)))
 
 
 def next_batch(batch: Batch, parents: np.ndarray, tokens: Any, cu_seqlens: Any = None) -> Batch:
