@@ -46,6 +46,14 @@ def llama(seed=0, **sizes):
     return transformers.LlamaForCausalLM(config).eval()
 
 
+def t5(n_layers):
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=n_layers, num_heads=2, decoder_start_token_id=0
+    )
+    return transformers.T5ForConditionalGeneration(config).eval()
+
+
 def drawn(model, scale=0.3):
     """Routers that can be told apart."""
     torch.manual_seed(7)
@@ -356,12 +364,7 @@ def test_generate_refuses_a_wrong_number_of_ids():
 
 def test_generate_of_an_encoder_and_decoder():
     """The encoder is called by itself, before rows are repeated for the beams."""
-    torch.manual_seed(0)
-    config = transformers.T5Config(
-        vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0
-    )
-    model = transformers.T5ForConditionalGeneration(config).eval()
-    model = drawn(bridge.inject(model, "poly", TASKS, init_weights=False), 2.0)
+    model = drawn(bridge.inject(t5(2), "poly", TASKS, init_weights=False), 2.0)
     tokens = torch.tensor([[5, 9, 11], [7, 30, 6]])
     settings = {"max_new_tokens": 5, "num_beams": 3, "num_return_sequences": 2}
     mask = torch.ones_like(tokens)
@@ -530,12 +533,7 @@ def test_shortcuts_of_torchs_own_encoder_are_not_taken(padded):
 
 def test_a_mask_of_another_text_is_not_taken_for_ones_own():
     """That of the encoder's text says nothing of the decoder's tokens."""
-    torch.manual_seed(0)
-    config = transformers.T5Config(
-        vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0
-    )
-    model = transformers.T5ForConditionalGeneration(config).eval()
-    model = drawn(bridge.inject(model, "smear", TASKS, init_weights=False), 2.0)
+    model = drawn(bridge.inject(t5(1), "smear", TASKS, init_weights=False), 2.0)
     mask = torch.tensor([[1, 1, 1, 0]])
     given = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "decoder_input_ids": torch.tensor([[0, 3, 4, 9]])}
     routings = []
