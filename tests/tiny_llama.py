@@ -172,13 +172,14 @@ def write_gguf(
         elif value is not None:
             add[type(value)](key, value)
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     for name, tensor in state.items():
         part, _, kind = name.rpartition(".")
         n = heads.get(part.rpartition(".")[2])
         if n is not None and arch == "llama":  # the rows of the two halves of a head in turn
             halves = tensor.reshape(n, 2, -1, *tensor.shape[1:])
             tensor = halves.swapaxes(1, 2).reshape(tensor.shape)
-        key = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 99).get_name(part)
+        key = names.get_name(part)
         stored = gguf.GGMLQuantizationType[quantization if tensor.ndim == 2 else "F32"]
         writer.add_tensor(f"{key}.{kind}", gguf.quants.quantize(tensor, stored), raw_dtype=stored)
     for key, tensor in (tensors or {}).items():
