@@ -127,27 +127,30 @@ def test_a_plan_knows_the_run(tmp_path, objective):
     assert half.weights < plain.weights and plain.adapter >= 16 * plan.trainable_parameters
 
 
-def planned_and_trained(tmp_path: Path, *flags: object, words: int) -> tuple[dict, dict]:
-    """A plan and the summary of the run, in processes of their own."""
-    data = write_words(tmp_path / "data", 64, words)
-    common = ["--data", data, "--method", "poly", "--objective", "classify", "--max-steps", 2, *flags]
-    return child("plan", *common), child("train", *common, "--output", tmp_path / "run")
+def short_run(folder: Path, base: Path, words: int) -> list[object]:
+    """Flags of a run of two steps on texts of so many words."""
+    data = write_words(folder / "data", 64, words)
+    run = ["--base", base, "--method", "poly", "--objective", "classify", "--max-steps", 2]
+    return [*run, "--data", data]
 
 
 @as_it_is
 def test_the_peak_of_a_tiny_run_is_what_was_planned(tmp_path):
-    plan, summary = planned_and_trained(tmp_path, "--base", base_folder(tmp_path / "base"), words=6)
+    flags = short_run(tmp_path, base_folder(tmp_path / "base"), 6)
+    plan, summary = child("plan", *flags), child("train", *flags, "--output", tmp_path / "run")
     assert plan["costs"][0]["bytes"] == pytest.approx(summary["peak_rss_bytes"], rel=0.25)
 
 
 @as_it_is
-@pytest.mark.parametrize("flags", [(), ("--gradient-checkpointing",)])
-def test_peak_and_time_of_a_minilm_run_are_what_was_planned(tmp_path, flags):
-    plan, summary = planned_and_trained(tmp_path, "--base", minilm_folder(), *flags, words=126)
-    cost = plan["costs"][len(flags)]
-    assert plan["batch_tokens"] == 4096 and cost["gradient_checkpointing"] == bool(flags)
-    assert cost["bytes"] == pytest.approx(summary["peak_rss_bytes"], rel=0.25)
-    assert 0.5 < cost["step_seconds"] / (summary["train_seconds"] / summary["steps"]) < 2
+def test_peak_and_time_of_minilm_runs_are_what_was_planned(tmp_path):
+    flags = short_run(tmp_path, minilm_folder(), 126)
+    plan = child("plan", *flags)
+    assert plan["batch_tokens"] == 4096
+    for cost, more in zip(plan["costs"], ([], ["--gradient-checkpointing"]), strict=False):
+        summary = child("train", *flags, *more, "--output", tmp_path / f"run{len(more)}")
+        assert cost["gradient_checkpointing"] == bool(more)
+        assert cost["bytes"] == pytest.approx(summary["peak_rss_bytes"], rel=0.25)
+        assert 0.5 < cost["step_seconds"] / (summary["train_seconds"] / summary["steps"]) < 2
 
 
 def test_the_verb_prints_a_table_and_takes_a_recipe(tmp_path, capsys):
