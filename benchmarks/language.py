@@ -113,7 +113,7 @@ def trained(folder: Path, recipe: Recipe, tasks: Mapping[str, TaskData]) -> dict
     """Summary of a run on these tasks; it is trained unless its folder says that it was."""
     if (summary := finished(folder)) is not None:
         return summary
-    described = {**recipe.to_dict(), "tasks": list(tasks)}
+    described = {**recipe.to_dict(), "data": str(Path(recipe.data or "").resolve()), "tasks": list(tasks)}
     model, objective = recipe.adapted(tasks), Lm(recipe.lm)
     trainer = Trainer(model, tasks, objective, recipe.training, folder, recipe=described)
     return trainer.train(resume=started(folder))
