@@ -9,6 +9,7 @@ typedef real vec __attribute__((vector_size(VBYTES), aligned(sizeof(real)), may_
 #include "lowrank.h"
 #include "mix.h"
 #include "vmath.h"
+#include "transpose.h"
 #include "tensor.h"
 #include "activation.h"
 #include "elementwise.h"

@@ -98,37 +98,6 @@ static void FN(copy_rows)(ptrdiff_t n, ptrdiff_t d, ptrdiff_t wide, ptrdiff_t ld
     memset(to, 0, (size_t)((ROUND_UP(n, TILE_HEIGHT) - n) * wide) * sizeof(real));
 }
 
-/* A block of LANES x LANES is transposed in registers: interleaving the rows of its upper half with those of its lower half moves
- * the first bit of the row behind those of the column; after as many rounds as there are bits, rows are columns. */
-#if PM_SINGLE && VBYTES == 64
-#define ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#elif PM_SINGLE && VBYTES == 32
-#define ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
-#define ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
-#elif PM_SINGLE
-#define ZIP_LOW 0, 4, 1, 5
-#define ZIP_HIGH 2, 6, 3, 7
-#else
-#define ZIP_LOW 0, 2
-#define ZIP_HIGH 1, 3
-#endif
-PM_INLINE void FN(transpose_block)(ptrdiff_t ld, const real *from, ptrdiff_t ldto, real *to)
-{
-    vec rows[LANES], zipped[LANES];
-    PM_UNROLLED_FOR (int i = 0; i < LANES; i++) rows[i] = *(const vec *)(from + i * ld);
-    PM_UNROLLED_FOR (int round = 1; round < LANES; round *= 2) {
-        PM_UNROLLED_FOR (int i = 0; i < LANES / 2; i++) {
-            zipped[2 * i] = __builtin_shufflevector(rows[i], rows[i + LANES / 2], ZIP_LOW);
-            zipped[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + LANES / 2], ZIP_HIGH);
-        }
-        PM_UNROLLED_FOR (int i = 0; i < LANES; i++) rows[i] = zipped[i];
-    }
-    PM_UNROLLED_FOR (int i = 0; i < LANES; i++) *(vec *)(to + i * ldto) = rows[i];
-}
-#undef ZIP_LOW
-#undef ZIP_HIGH
-
 /* to = strips [ROUND_UP(L, TILE_WIDTH) / TILE_WIDTH][d][TILE_WIDTH] of the transpose of from [L, d]; the columns L and up are zeros. */
 static void FN(copy_transposed)(ptrdiff_t L, ptrdiff_t d, ptrdiff_t ld, const real *restrict from,
                                 real *restrict to)

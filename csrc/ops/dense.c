@@ -33,6 +33,21 @@ void FN(pm_pack)(ptrdiff_t O, ptrdiff_t D, const void *weight, int bf16, int tra
     pm_parallel((O + panel - 1) / panel, 4.0 * O * D, FN(dense_pack_item), &c);
 }
 
+static void FN(dense_transpose_item)(void *ctx, ptrdiff_t panel)
+{
+    const struct FN(dense) *c = ctx;
+    if (c->bf16) K->panels_transpose_bf16(c->O, c->D, panel, panel + 1, c->weight, c->panels);
+    else K->panels_transpose(c->O, c->D, panel, panel + 1, c->weight, c->panels);
+}
+
+/* The panels of a weight [O,D] as those of its transpose. */
+void FN(pm_transpose)(ptrdiff_t O, ptrdiff_t D, const void *panels, int bf16, void *out)
+{
+    struct FN(dense) c = { .O = O, .D = D, .weight = panels, .bf16 = bf16, .panels = out };
+    const ptrdiff_t panel = bf16 ? PM_BF16_COLUMNS : PM_ALIGN / sizeof(real);
+    pm_parallel((D + panel - 1) / panel, 4.0 * O * D, FN(dense_transpose_item), &c);
+}
+
 static void FN(dense_bwd_weight_item)(void *ctx, ptrdiff_t item)
 {
     const struct FN(dense) *c = ctx;

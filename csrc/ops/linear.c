@@ -272,9 +272,9 @@ static int FN(linear_run)(struct FN(linear_pass) * c)
         c->dweights_parts = pm_block_get(sizeof(real) * n);
         if (!c->dweights_parts) return -1;
     }
+    const int separable = c->weight.panels && !c->learns && !(c->aside && c->backward);
     const ptrdiff_t n_chunks = c->pairs.n_chunks, threads = pm_get_num_threads(),
-                    most = !c->backward && c->weight.panels && n_chunks && n_chunks < threads ? c->O / COLUMNS
-                                                                                              : 1,
+                    most = separable && n_chunks && n_chunks < threads ? c->O / COLUMNS : 1,
                     parts = n_chunks ? (threads + n_chunks - 1) / n_chunks : 1;
     c->parts = most < 1 ? 1 : parts < most ? parts : most;
     pm_parallel(n_chunks * c->parts,

@@ -2,6 +2,7 @@
 #include "python.h"
 #define DECLARE(real, DT)                                                                                   \
     void pm_pack_##DT(ptrdiff_t O, ptrdiff_t D, const void *weight, int bf16, int transpose, void *panels); \
+    void pm_transpose_##DT(ptrdiff_t O, ptrdiff_t D, const void *panels, int bf16, void *out);              \
     void pm_dense_bwd_weight_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *x,     \
                                   real *dweight, real *dbias);                                              \
     double pm_peak_##DT(ptrdiff_t n);                                                                       \
@@ -22,6 +23,20 @@ static PyObject *py_pack(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize
     void *panels = pm_out(args[2], "panels", type, 3, &p.n, &p.depth, &p.width);
     if (PyErr_Occurred()) return NULL;
     PM_CALL(bf16 ? NPY_FLOAT32 : type, pm_pack, O, D, weight, bf16, transpose, panels);
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_transpose(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (pm_nargs(nargs, 4, "transpose")) return NULL;
+    const ptrdiff_t O = pm_int(args[1], "O"), D = pm_int(args[2], "D");
+    const int bf16 = PyArray_Check(args[0]) && PyArray_TYPE((PyArrayObject *)args[0]) == NPY_UINT16,
+              type = bf16 ? NPY_UINT16 : pm_real(args[0], "panels");
+    struct pm_panels p = pm_panels_of(type, O, D), t = pm_panels_of(type, D, O);
+    const void *panels = pm_in(args[0], "panels", type, 3, &p.n, &p.depth, &p.width);
+    void *out = pm_out(args[3], "out", type, 3, &t.n, &t.depth, &t.width);
+    if (PyErr_Occurred()) return NULL;
+    PM_CALL(bf16 ? NPY_FLOAT32 : type, pm_transpose, O, D, panels, bf16, out);
     Py_RETURN_NONE;
 }
 
@@ -63,6 +78,8 @@ static PyObject *py_read(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize
 PyMethodDef pm_methods_dense[] = {
     PM_METHOD(pack, "pack(weight, transpose, panels, /)\n--\n\nPanels of weight [O,D], or of the transpose "
                     "of weight [D,O]; uint16 is bfloat16."),
+    PM_METHOD(transpose, "transpose(panels, O, D, out, /)\n--\n\n"
+                         "The panels of a weight [O, D] as those of its transpose, out."),
     PM_METHOD(dense_bwd_weight, "dense_bwd_weight(dy, x, dweight, dbias, /)\n--\n\ndweight = dy^T x, dbias = "
                                 "the sum of dy over tokens."),
     PM_METHOD(peak, "peak(n, /)\n--\n\nDo n rounds of multiply-adds in registers on every thread; returns "

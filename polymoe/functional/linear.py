@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
@@ -27,25 +26,26 @@ BFLOAT16, BITS = np.dtype(ml_dtypes.bfloat16), np.dtype(np.uint16)
 BFLOAT16_COLUMNS = 16  # of a panel, whatever the dtype of x
 
 
+def _empty_panels(n_out: int, n_in: int, dtype: np.dtype[Any]) -> Array:
+    if dtype == BFLOAT16:
+        return _core.empty((-(-n_out // BFLOAT16_COLUMNS), -(-n_in // 2), 2 * BFLOAT16_COLUMNS), BITS)
+    width = PANEL_BYTES // dtype.itemsize
+    return _core.empty((-(-n_out // width), n_in, width), dtype)
+
+
 def pack(weight: Array, transpose: bool = False) -> Array:
     """Panels of ``weight`` [O, D], or the transpose of [D, O]: [ceil(O/w), D, w], w columns are 64 bytes; of
     bfloat16 [ceil(O/16), ceil(D/2), 32] (uint16), two rows in pairs."""
     n_out, n_in = weight.shape[::-1] if transpose else weight.shape
-    if weight.dtype == BFLOAT16:
-        panels = _core.empty((-(-n_out // BFLOAT16_COLUMNS), -(-n_in // 2), 2 * BFLOAT16_COLUMNS), BITS)
-        _core.pack(weight.view(BITS), transpose, panels)
-        return panels
-    width = PANEL_BYTES // weight.itemsize
-    panels = _core.empty((-(-n_out // width), n_in, width), weight.dtype)
-    _core.pack(weight, transpose, panels)
+    panels = _empty_panels(n_out, n_in, weight.dtype)
+    _core.pack(weight.view(BITS) if weight.dtype == BFLOAT16 else weight, transpose, panels)
     return panels
 
 
 class PackedWeight:
     """A frozen weight [O, D] in the layout that the products read.
 
-    The layout is the same for every instruction set. The transpose, which only gradients of the input need,
-    is packed when it is first asked for. Safe to share between threads.
+    The layout is the same for every instruction set. Safe to share between threads: it never changes.
 
     bfloat16 takes half the bytes. Products with float32 arrays sum in float32; where the CPU multiplies pairs
     of bfloat16 (instruction set "avx512bf16"), ``x`` and ``dy`` are rounded to it for the product, which is
@@ -72,8 +72,6 @@ class PackedWeight:
         self.shape: tuple[int, int] = weight.shape
         self.dtype: np.dtype[Any] = weight.dtype
         self.panels: Array = pack(weight)
-        self._transposed: Array | None = None
-        self._lock = threading.Lock()
 
     @property
     def compute_dtype(self) -> np.dtype[Any]:
@@ -82,16 +80,15 @@ class PackedWeight:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held now: the panels, and those of the transpose once it was needed."""
-        return self.panels.nbytes + (0 if self._transposed is None else self._transposed.nbytes)
+        """Bytes of the panels."""
+        return self.panels.nbytes
 
-    @property
-    def transposed(self) -> Array:
-        """Panels of the transpose [D, O]."""
-        with self._lock:
-            if self._transposed is None:
-                self._transposed = pack(self.unpack(), transpose=True)
-            return self._transposed
+    def transpose(self) -> Array:
+        """Panels of the transpose [D, O], made anew: gradients of the input need them, for one product. That
+        takes a fiftieth of the product with 1,024 tokens; keeping them would take as much as the weight."""
+        panels = _empty_panels(*self.shape[::-1], self.dtype)
+        _core.transpose(self.panels, *self.shape, panels)
+        return panels
 
     def unpack(self) -> Array:
         """A copy of the weight [O, D], bit for bit."""
@@ -283,7 +280,7 @@ def linear_backward(
     grads = LinearGrads(
         dx, empty("lora_A", lora_A), empty("lora_B", lora_B), empty("weights", weights), dtimes
     )
-    panels = None if dx is None or weight is None else weight.transposed
+    panels = None if dx is None or weight is None else weight.transpose()
     reads = lora_A is not None or saved.activation
     onto, after = (None, onto) if saved.activation else (onto, None)
     _core.linear_bwd(

@@ -8,7 +8,7 @@ import numpy as np
 
 from polymoe import _core
 from polymoe.functional._arrays import Array, index, like, like_or_none, real
-from polymoe.functional.linear import PackedWeight, linear, linear_backward
+from polymoe.functional.linear import NO_TERM, PackedWeight, linear
 from polymoe.functional.loss import cross_entropy, cross_entropy_backward
 
 TOKENS = 64
@@ -56,15 +56,16 @@ def lm_loss(
     per_token, dx = _core.empty(labels.shape, x.dtype), _core.empty(x.shape, x.dtype) if gradient else None
     w = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
     total = float(w.sum())
+    panels = weight.transpose() if gradient else None
     for start in range(0, len(labels), TOKENS):
         rows = slice(start, start + TOKENS)
-        logits, product = linear(x[rows], weight)
+        logits, _ = linear(x[rows], weight)
         _, saved = cross_entropy(logits, labels[rows], None, None, w[rows].astype(x.dtype))
         per_token[rows] = saved.per_example
         if dx is not None:
             share = float(w[rows].sum()) / total if total else 0.0
             dlogits = cross_entropy_backward(saved, share).dlogits
-            dx[rows] = linear_backward(product, dlogits, {"x"}).dx
+            _core.linear_bwd(dlogits, panels, None, None, *NO_TERM, None, dx[rows], *[None] * 4)
     loss = float((w * per_token).sum()) / total if total else 0.0
     return np.asarray(loss, x.dtype), LmLossSaved(dx, per_token)
 

@@ -113,6 +113,6 @@ def moe_backward(saved: MoeSaved, dy: Any, needs: set[str] | None = None, onto: 
     grads = MoeGrads(
         empty("x", x), empty("lora_A", lora_A), empty("lora_B", lora_B), empty("weights", weights)
     )
-    panels = None if grads.dx is None or weight is None else weight.transposed
+    panels = None if grads.dx is None or weight is None else weight.transpose()
     _core.moe_bwd(dy, panels, x, saved.h, *saved[2:-1], like_or_none(x, onto), *grads)
     return grads

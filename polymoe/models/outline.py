@@ -15,22 +15,10 @@ PATTERN = np.random.default_rng(0).normal(0, 0.02, 65537).astype(np.float32)
 
 
 class OutlinedWeight(PackedWeight):
-    """One of many that share the panels of ``first``; ``nbytes`` are those that it would have alone."""
+    """One of many that share the panels of ``first``."""
 
     def __init__(self, first: PackedWeight) -> None:
         vars(self).update(vars(first))
-        self._first, self._asked = first, False
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the panels, and of the transpose once it was needed."""
-        return self.panels.nbytes + (self.transposed.nbytes if self._asked else 0)
-
-    @property
-    def transposed(self) -> np.ndarray:
-        """Panels of the transpose [D, O]."""
-        self._asked = True
-        return self._first.transposed
 
 
 class OutlineBuilder(Builder):

@@ -156,8 +156,8 @@ def _smaller(cost: Cost, batch_tokens: int, room: float) -> tuple[dict[str, Any]
 
 
 def frozen_bytes(base: Module, own: bool = True) -> int:
-    """Bytes of the frozen weights in a module tree, transposed copies included once they were needed. Not
-    ``own``: those that an outline really holds, where blocks share them."""
+    """Bytes of the frozen weights in a module tree. Not ``own``: those that an outline really holds, where
+    blocks share them."""
     found: dict[int, int] = {}
     for _, module in base.named_modules():
         for value in vars(module).values():
