@@ -80,12 +80,14 @@ class Module:
     @contextmanager
     def without_noise(self) -> Iterator[None]:
         """Noise and dropout are off inside, and afterwards as they were."""
-        training = self.training
+        if not self.training:
+            yield
+            return
         self.eval()
         try:
             yield
         finally:
-            self.train(training)
+            self.train()
 
     def extra_repr(self) -> str:
         """What stands between the brackets of the repr."""

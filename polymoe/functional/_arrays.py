@@ -53,6 +53,11 @@ def index(value: Any, name: str) -> Array:
     return a.astype(np.int64, copy=False)
 
 
+def index_or_none(value: Any, name: str) -> Array | None:
+    """:func:`index`, or None for None."""
+    return None if value is None else index(value, name)
+
+
 def wants(needs: set[str] | None, name: str) -> bool:
     """Whether the gradient of the argument ``name`` is wanted; ``needs`` None means all."""
     return needs is None or name in needs

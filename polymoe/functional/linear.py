@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from polymoe import _core
-from polymoe.functional._arrays import Array, index, like, like_or_none, real, wants
+from polymoe.functional._arrays import Array, index, index_or_none, like, like_or_none, real, wants
 from polymoe.functional.invariance import get_batch_invariant
 
 Formulation = Literal["auto", "mix", "concat"]
@@ -219,13 +219,11 @@ def linear(
         raise ValueError("ids: expected None (factors are mixed by dense weights), got an array")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {list(ACTIVATIONS)}, got {activation!r}")
-    bias, lora_A, lora_B, weights, times = (
-        like_or_none(x, a) for a in (bias, lora_A, lora_B, weights, times)
-    )
-    ids, adapter_ids, cu_seqlens = (
-        None if a is None else index(a, name)
-        for a, name in ((ids, "ids"), (adapter_ids, "adapter_ids"), (cu_seqlens, "cu_seqlens"))
-    )
+    # one by one: generators cost more than they convert, where a token is written
+    bias, times = like_or_none(x, bias), like_or_none(x, times)
+    lora_A, lora_B, weights = like_or_none(x, lora_A), like_or_none(x, lora_B), like_or_none(x, weights)
+    ids, adapter_ids = index_or_none(ids, "ids"), index_or_none(adapter_ids, "adapter_ids")
+    cu_seqlens = index_or_none(cu_seqlens, "cu_seqlens")
     form = CONCAT if formulation == "concat" else MIX
     chooses = formulation == "auto" and not get_batch_invariant()
     if chooses and weights is not None and weights.ndim == 3 and weights.shape[1] == 1:
@@ -242,7 +240,7 @@ def linear(
     reading = (ACTIVATIONS[activation], times)
     _core.linear_fwd(x, panels, bias, *term, *reading, y, h)
     if lora_A is None and activation is None:
-        x = np.empty((0, *x.shape[1:]), x.dtype)
+        x = x[:0].copy()
     return y, LinearSaved(x, weight, *term, *reading, h)
 
 
