@@ -46,9 +46,8 @@ enum pm_activation { PM_IDENTITY, PM_RELU, PM_GELU, PM_GELU_TANH, PM_SILU, PM_AC
     K(gemm_pack, (ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last, const real *weight,             \
                   int transpose, real scale, real *panels))                                                  \
     K(stage, (ptrdiff_t N, ptrdiff_t D, const real *x, ptrdiff_t ldx, real *xs))                             \
-    K(activate, (int activation, ptrdiff_t N, ptrdiff_t D, const real *times, ptrdiff_t ld, real *xs))       \
-    K(activate_bwd, (int activation, ptrdiff_t N, ptrdiff_t D, const real *times, ptrdiff_t ld, real *xs,    \
-                     real *dx, real *dtimes))                                                                \
+    K(activate, (int activation, ptrdiff_t N, ptrdiff_t D, const real *times, ptrdiff_t ld, real *xs,        \
+                 real *dx, real *dtimes))                                                                    \
     K(gemm, (ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, const real *panels,                      \
              ptrdiff_t panel_stride, const real *base, const real *bias, ptrdiff_t R, const real *h,         \
              ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy))                           \

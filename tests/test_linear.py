@@ -432,3 +432,16 @@ def test_a_sum_of_gradients_is_that_of_the_activated_x() -> None:
     assert dx is not None
     np.testing.assert_array_equal(F.linear_backward(saved, dy, onto=onto).dx, dx + onto)
     assert F.linear_backward(saved, dy, needs={"times"}).dx is None
+
+
+def test_threads_that_share_columns_activate_each_once(isa: str, threads: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, times, weight = (rng.normal(size=s).astype(np.float32) for s in ((9, 700), (9, 700), (700, 700)))
+    packed, results = F.PackedWeight(weight), []
+    for n in (1, 2, 7):
+        threads(n)
+        y, saved = F.linear(x, packed, activation="silu", times=times)
+        grads = F.linear_backward(saved, y)
+        assert grads.dx is not None and grads.dtimes is not None
+        results.append((y.tobytes(), grads.dx.tobytes(), grads.dtimes.tobytes()))
+    assert results[0] == results[1] == results[2]

@@ -84,36 +84,18 @@ static void FN(silu_bwd)(ptrdiff_t n, const real *restrict x, const real *restri
     FN(map)(n, x, NULL, dy, NULL, dx, NULL, FN(silu));
 }
 
-/* Rows as a product reads them: xs [N,D] staged becomes activation(xs) times. times [N,D] or NULL, row stride ld */
+/* Rows as a product reads them: xs [N,D] staged becomes activation(xs) times. With dx [N,D], the gradient of what it becomes, that
+ * turns into the one of x. times, dx, dtimes may be NULL; row strides ld */
 PM_INLINE void FN(map_rows)(ptrdiff_t N, ptrdiff_t D, const real *times, ptrdiff_t ld, real *xs, real *dx,
                             real *dtimes, struct FN(point) (*f)(vec))
 {
     for (ptrdiff_t n = 0, at = 0; n < N; n++, at += ld, xs += PM_STRIDE)
-        FN(map)(D, xs, times ? times + at : NULL, dx ? dx + at : NULL, xs, dx ? dx + at : NULL,
-                dtimes ? dtimes + at : NULL, f);
+        if (!dx) FN(map)(D, xs, times ? times + at : NULL, NULL, xs, NULL, NULL, f);
+        else FN(map)(D, xs, times ? times + at : NULL, dx + at, xs, dx + at, dtimes ? dtimes + at : NULL, f);
 }
 
-static void FN(activate)(int activation, ptrdiff_t N, ptrdiff_t D, const real *times, ptrdiff_t ld, real *xs)
-{
-    switch (activation) {
-    case PM_RELU:
-        FN(map_rows)(N, D, times, ld, xs, NULL, NULL, FN(relu));
-        break;
-    case PM_GELU:
-        FN(map_rows)(N, D, times, ld, xs, NULL, NULL, FN(gelu));
-        break;
-    case PM_GELU_TANH:
-        FN(map_rows)(N, D, times, ld, xs, NULL, NULL, FN(gelu_tanh));
-        break;
-    case PM_SILU:
-        FN(map_rows)(N, D, times, ld, xs, NULL, NULL, FN(silu));
-        break;
-    }
-}
-
-/* The same, and dx [N,D], the gradient of what it becomes, turns into that of x; dtimes [N,D] or NULL. Row strides ld */
-static void FN(activate_bwd)(int activation, ptrdiff_t N, ptrdiff_t D, const real *times, ptrdiff_t ld,
-                             real *xs, real *dx, real *dtimes)
+static void FN(activate)(int activation, ptrdiff_t N, ptrdiff_t D, const real *times, ptrdiff_t ld, real *xs,
+                         real *dx, real *dtimes)
 {
     switch (activation) {
     case PM_RELU:

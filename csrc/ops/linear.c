@@ -193,7 +193,8 @@ static void FN(linear_chunk_item)(void *ctx, ptrdiff_t item)
         const int complete = i0 + columns == I;
         if (c->weight.panels || R) K->stage(rows, columns, c->in + start * I + i0, I, staged);
         if (c->activation && !c->backward)
-            K->activate(c->activation, rows, columns, c->times ? c->times + start * I + i0 : NULL, I, staged);
+            K->activate(c->activation, rows, columns, c->times ? c->times + start * I + i0 : NULL, I, staged,
+                        NULL, NULL);
         if (R) FN(linear_project)(c, chunk, i0, columns, &scratch, u, ldu);
         for (ptrdiff_t n = 0; complete && part == 0 && c->saved_h && n < rows; n++)
             memcpy(c->saved_h + (start + n) * c->R_down, scratch.low + n * ld, sizeof(real) * c->R_down);
@@ -210,19 +211,17 @@ static void FN(linear_chunk_item)(void *ctx, ptrdiff_t item)
         }
     }
     const int activated = c->activation && c->backward;
-    for (ptrdiff_t o0 = 0; (c->learns || (activated && c->out)) && o0 < O; o0 += PM_STAGE) {
-        const ptrdiff_t columns = O - o0 < PM_STAGE ? O - o0 : PM_STAGE, at = start * O + o0;
+    for (ptrdiff_t o = o0; (c->learns || (activated && c->out)) && o < o1; o += PM_STAGE) {
+        const ptrdiff_t columns = o1 - o < PM_STAGE ? o1 - o : PM_STAGE, at = start * O + o;
         const real *times = c->times ? c->times + at : NULL;
         K->stage(rows, columns, c->x + at, O, staged); /* x is far away: read it once and in order */
-        if (activated && c->out)
-            K->activate_bwd(c->activation, rows, columns, times, O, staged, c->out + at,
-                            c->dtimes ? c->dtimes + at : NULL);
-        else if (activated) K->activate(c->activation, rows, columns, times, O, staged);
-        if (!c->learns) continue;
-        for (const struct pm_segment *s = first; s < last; s++)
+        if (activated)
+            K->activate(c->activation, rows, columns, times, O, staged, c->out ? c->out + at : NULL,
+                        c->dtimes ? c->dtimes + at : NULL);
+        for (const struct pm_segment *s = first; c->learns && s < last; s++)
             K->outer(s->end - s->start, R, columns, low + (s->start - start) * ld, ld,
                      staged + (s->start - start) * PM_STRIDE, PM_STRIDE, !s->opens,
-                     c->sums + s->slot * c->pair + o0, O);
+                     c->sums + s->slot * c->pair + o, O);
     }
     pm_block_put(staged);
 }

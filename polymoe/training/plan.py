@@ -2,7 +2,8 @@
 
 There are no formulas here. The trainer of the run is made on a base without weights
 (:mod:`polymoe.models.outline`), and a step is tried on texts of its largest batch, on as many as take a few
-tenths of a second; what is measured then grows with the tokens.
+tenths of a second. Seconds grow with the tokens; bytes by the line through that step and one of half its
+texts, for what is made of weights does not grow.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ def make_plan(trainer: Trainer, other: Callable[[Dtype], Any]) -> Plan:
             model = trainer.model if dtype == trainer.model.base.weight_dtype else other(dtype)
             model.train()
             for again in (False, True):
-                step = _tried(trainer, model, largest, again)
-                kept, peak = (round(n * most / step.tokens) for n in (step.kept, step.most))
+                half, step = _tried(trainer, model, largest, again)
+                kept, peak = _line(half, step, most)
                 weights, update = frozen_bytes(model.base), _update_seconds(trainer)
                 epoch = step.seconds / step.tokens * mean * len(batches) + update * n_updates
                 parts = (weights, adapter, kept, peak - kept, process)
@@ -193,16 +194,25 @@ def _batch(trainer: Trainer, model: Any, indices: np.ndarray, again: bool) -> An
     return replace(batch, gradient_checkpointing=again)
 
 
-def _tried(trainer: Trainer, model: Any, indices: np.ndarray, again: bool) -> Step:
-    """A step on as many of the texts as :data:`SECONDS` allow."""
-    n = 1
-    _try(trainer, model, indices[:n], again)  # packs what is packed once
+def _tried(trainer: Trainer, model: Any, indices: np.ndarray, again: bool) -> tuple[Step, Step]:
+    """A step on as many of the texts as :data:`SECONDS` allow, at least two, behind one on half of them."""
+    n = min(2, len(indices))
+    _try(trainer, model, indices[:1], again)  # what is made once
     step = _try(trainer, model, indices[:n], again)
     while n < len(indices) and step.seconds < SECONDS / 2:
         n = min(len(indices), max(n + 1, int(n * min(8.0, SECONDS / step.seconds))))
         step = _try(trainer, model, indices[:n], again)
-    more = [_try(trainer, model, indices[:n], again) for _ in range(2)]
-    return more[-1]._replace(seconds=min(tried.seconds for tried in (step, *more)))
+    half, *more = (_try(trainer, model, indices[:m], again) for m in (max(1, n // 2), n, n))
+    return half, more[-1]._replace(seconds=min(tried.seconds for tried in (step, *more)))
+
+
+def _line(half: Step, step: Step, tokens: int) -> tuple[int, int]:
+    """Bytes kept for backward and at most, of a step of so many tokens."""
+    beyond = (tokens - step.tokens) / max(1, step.tokens - half.tokens)
+    kept, most = (
+        round(b + max(0, b - a) * beyond) for a, b in ((half.kept, step.kept), (half.most, step.most))
+    )
+    return kept, max(kept, most)
 
 
 def _try(trainer: Trainer, model: Any, indices: np.ndarray, again: bool) -> Step:
