@@ -1,5 +1,5 @@
-/* linear.c -- the frozen product with a grouped low-rank term, forward and backward. Threads share out chunks of tokens; forward,
- * where there are fewer chunks than threads, parts of their columns as well: that splits no sum.
+/* linear.c -- the frozen product with a grouped low-rank term, forward and backward. Threads share out chunks of tokens and,
+ * where there are fewer of them than threads and nothing is learnt, parts of their columns: that splits no sum.
  *
  *   y = x W^T + bias + h B_g,  h = scale * x A_g^T          a pass from x to y: projects with A, its epilogue is B
  *   dx = dy W + g A_g,         g = scale * dy B_g^T         the same pass from dy to dx: projects with B, its epilogue is A
