@@ -3,7 +3,7 @@
  *   erf form    y = x Phi(x) = max(x, 0) - |x| Phi(-|x|)       dx = dy (Phi(x) + x phi(x))
  *   tanh form   y = x s, s = sigmoid(2 u), u = sqrt(2/pi) (x + 0.044715 x^3)     dx = dy (s + x s (1 - s) 2 du/dx)
  *   silu        y = x s, s = sigmoid(x)                          dx = dy (s + x s (1 - s))
- * Phi, phi: distribution and density of the normal. */
+ * Phi, phi: distribution and density of the normal. x s is x / (1 + exp(-..)): 1 / (1 + ..) times x would round once more. */
 #define TWICE_SQRT_2_PI ((real)1.5957691216057307)
 #define CUBE ((real)0.044715)
 
@@ -28,13 +28,13 @@ PM_INLINE struct FN(point) FN(gelu)(vec x)
 
 PM_INLINE struct FN(point) FN(gelu_tanh)(vec x)
 {
-    const vec s = 1 / (1 + FN(vexp)(x * (x * x * CUBE + 1) * -TWICE_SQRT_2_PI)), y = x * s;
+    const vec e = 1 + FN(vexp)(x * (x * x * CUBE + 1) * -TWICE_SQRT_2_PI), s = 1 / e, y = x / e;
     return (struct FN(point)){ y, s + y * (1 - s) * (x * x * (3 * CUBE) + 1) * TWICE_SQRT_2_PI };
 }
 
 PM_INLINE struct FN(point) FN(silu)(vec x)
 {
-    const vec s = 1 / (1 + FN(vexp)(-x)), y = x * s;
+    const vec e = 1 + FN(vexp)(-x), s = 1 / e, y = x / e;
     return (struct FN(point)){ y, s + y * (1 - s) };
 }
 

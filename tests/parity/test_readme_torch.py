@@ -17,7 +17,8 @@ def test_the_torch_loop_learns_in_ten_lines(tmp_path):
     batch = {"input_ids": ids}, ["topic", "topic", "intent", "intent"], target
     names = {"torch": torch, "transformers": transformers, "folder": write_bert(tmp_path / "base")}
     losses = []
-    for steps in (1, 60):
+    for steps in (1, 120):
+        torch.manual_seed(0)  # adapters
         exec(block, names := {**names, "batches": [batch] * steps})
         losses.append(torch.nn.functional.mse_loss(names["y"], target).item())
     assert lines_of_code(block) <= 10
