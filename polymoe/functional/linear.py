@@ -127,7 +127,7 @@ class PackedWeight:
 
 class LinearSaved(NamedTuple):
     """What :func:`linear` keeps: its inputs, not copied, and h = scale * x A^T [N, ranks side by side].
-    Without a low-rank term and an activation nothing needs x: it is [0, D] then."""
+    Without a low-rank term or an activation nothing needs x: it is [0, D] then."""
 
     x: Array
     weight: PackedWeight | None
@@ -279,17 +279,7 @@ def linear_backward(
         dx, empty("lora_A", lora_A), empty("lora_B", lora_B), empty("weights", weights), dtimes
     )
     panels = None if dx is None or weight is None else weight.transpose()
-    reads = lora_A is not None or saved.activation
-    onto, after = (None, onto) if saved.activation else (onto, None)
-    _core.linear_bwd(
-        dy,
-        panels,
-        x if reads else None,
-        saved.h,
-        *saved[2:-1],
-        like_or_none(x, onto),
-        dx,
-        dtimes,
-        *grads[1:4],
-    )
+    read = x if lora_A is not None or saved.activation else None
+    onto, after = (None, onto) if saved.activation else (like_or_none(x, onto), None)
+    _core.linear_bwd(dy, panels, read, saved.h, *saved[2:-1], onto, dx, dtimes, *grads[1:4])
     return grads if after is None or dx is None else grads._replace(dx=dx + like(x, after))
