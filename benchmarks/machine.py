@@ -23,7 +23,6 @@ MISLEADING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
 PEAK_ROUNDS = 300_000  # about a millisecond
 READ_BYTES = 1 << 26  # of one probe of a cache
-PAIRS = 2.0  # multiply-adds that a product of bfloat16 pairs does in the time of one
 PRIVATE = ("L1", "L2")  # caches that each thread has for itself
 ASLEEP = 0.01  # seconds after which libgomp and OpenBLAS wait quietly
 PACKAGES = ("polymoe", "numpy", "torch", "transformers", "peft", "threadpoolctl")
@@ -181,8 +180,9 @@ class Roofs:
         before, peaks = _core.get_isa(), {}
         for isa in isas:
             _core.set_isa(isa)
-            peaks[isa, "float32"] = max(self._rate(partial(_core.peak, PEAK_ROUNDS)) for _ in range(tries))
-            peaks[isa, "bfloat16"] = peaks[isa, "float32"] * (PAIRS if isa.endswith("bf16") else 1)
+            for bf16, dtype in enumerate(("float32", "bfloat16")):
+                work = partial(_core.peak, PEAK_ROUNDS, bf16)
+                peaks[isa, dtype] = max(self._rate(work) for _ in range(tries))
         _core.set_isa(before)
         return Limits(peaks, max(self._read(self.array, 1) for _ in range(tries)))
 
@@ -208,9 +208,9 @@ class Roofs:
         return self._rate(work)
 
     def summary(self, isa: str) -> dict[str, Any]:
-        """The peak of an instruction set, and reading speed in the middle of each level, for plots."""
+        """The peaks of an instruction set, and reading speed in the middle of each level, for plots."""
         limits = self.limits([isa])
         levels = {"memory": limits.dram}
         for name, size in _caches().items():
             levels[name] = self.level(_bytes(size) * (_core.get_num_threads() if name in PRIVATE else 1) / 2)
-        return {"peak": limits.peaks[isa, "float32"], "levels": levels}
+        return {"peaks": {dtype: peak for (_, dtype), peak in limits.peaks.items()}, "levels": levels}

@@ -49,12 +49,14 @@ def plot(path: Path, run: Run) -> None:
 
 def _roofline(panel: Any, run: Run) -> None:
     rows = [row for row in run.results.rows if row.label and row.flops and row.bytes and row.group in COLOURS]
-    peak = run.roofs["peak"] * 1e-9
+    peaks = {dtype: 1e-9 * peak for dtype, peak in run.roofs["peaks"].items()}
+    peak = peaks["float32"]
     points = [_point(row) for row in rows] or [(1.0, peak)]
     low, high = min(x for x, _ in points) / 5, max(max(x for x, _ in points) * 2.5, 30.0)
-    bf16 = run.options["isas"][0].endswith("bf16")
+    if not run.options["isas"][0].endswith("bf16"):  # there both are the same
+        del peaks["bfloat16"]
     panel.set(xscale="log", yscale="log", xlim=(low, high))
-    panel.set_ylim(min(y for _, y in points) / 2, peak * (4 if bf16 else 2))
+    panel.set_ylim(min(y for _, y in points) / 2, 2 * max(peaks.values()))
     x = np.geomspace(low, high, 400)
     for name, bandwidth in run.roofs["levels"].items():
         slope = bandwidth * 1e-9
@@ -66,10 +68,10 @@ def _roofline(panel: Any, run: Run) -> None:
             transform_rotates_text=True,
         )  # fmt: skip
     fastest = 1e-9 * max(run.roofs["levels"].values())
-    for factor, dtype in ((1, "fp32"), (2, "bf16"))[: 1 + bf16]:
-        panel.plot(x, np.minimum(factor * peak, fastest * x), color=LIMIT, linewidth=1.0)
+    for dtype, most in peaks.items():
+        panel.plot(x, np.minimum(most, fastest * x), color=LIMIT, linewidth=1.0)
         panel.annotate(
-            f"{dtype} multiply-adds: {factor * peak:.0f} GF/s", (high, factor * peak), xytext=(-3, 4),
+            f"{dtype} multiply-adds: {most:.0f} GF/s", (high, most), xytext=(-3, 4),
             textcoords="offset points", ha="right", fontsize=8,
         )  # fmt: skip
     for group, colour in COLOURS.items():

@@ -41,7 +41,7 @@ enum pm_activation { PM_IDENTITY, PM_RELU, PM_GELU, PM_GELU_TANH, PM_SILU, PM_AC
 
 /* Every kernel, one line each: K(name, (arguments)). The list makes the table below and, in kernels/all.h, fills it. */
 #define PM_KERNELS(K, real)                                                                                  \
-    K(peak, (ptrdiff_t n, real b, real c, real *sum, double *flops))                                         \
+    K(peak, (ptrdiff_t n, int bf16, real b, real c, real *sum, double *flops))                               \
     K(read, (ptrdiff_t n, ptrdiff_t times, const real *x, real *sum))                                        \
     K(gemm_pack, (ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last, const real *weight,             \
                   int transpose, real scale, real *panels))                                                  \

@@ -45,6 +45,17 @@ def test_known_work_is_timed_as_what_it_is(roofs):
     assert roofs.level(1 << 14) > 0.5 * roofs.limits([_core.get_isa()]).dram  # the smallest cache, and memory
 
 
+def test_multiply_adds_of_pairs_are_counted_as_two(isa):
+    done = _core.peak(1000, 0)
+    assert done > 0 and _core.peak(1000, 1) == done * (2 if isa.endswith("bf16") else 1)
+
+
+def test_limits_hold_a_peak_of_each_dtype(roofs):
+    peaks = roofs.limits(_core.isas(), tries=1).peaks
+    assert set(peaks) == {(isa, dtype) for isa in _core.isas() for dtype in ("float32", "bfloat16")}
+    assert min(peaks.values()) > 0
+
+
 def test_what_is_wrong_is_not_timed(roofs):
     def wrong():
         timing.close("y", np.ones(2), np.array([1.0, 1.1]), 1e-3)
@@ -153,6 +164,6 @@ def test_the_clock_of_one_thread_is_its_own():
     clock = machine.clock(1)
     start = clock()
     with machine.threads(1) as n:
-        _core.peak(50_000)
+        _core.peak(50_000, 0)
     assert n == 1 and clock() > start
     assert machine.clock(2) is not clock

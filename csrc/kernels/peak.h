@@ -1,21 +1,29 @@
 /* peak.h -- what a machine can do at most: every kernel is measured against these two.
  * As many multiply-adds as the registers allow, and no memory:
  *   a_i = a_i * b + c, n times, for PEAK_CHAINS independent vectors a_i     sum [] of all     flops [] done
+ * bf16: those of gemm_bf16 (gemm.h), a_i += the product of pairs of bfloat16 where the instruction set has it.
  * Nothing but reading, `times` times over the same array:
  *   sum [] = times * sum_i x[i]     x [n] */
 #define PEAK_CHAINS 12 /* more than latency times units, fewer than the registers of any instruction set */
 
-static void FN(peak)(ptrdiff_t n, real b, real c, real *restrict sum, double *restrict flops)
+static void FN(peak)(ptrdiff_t n, int bf16, real b, real c, real *restrict sum, double *restrict flops)
 {
     vec a[PEAK_CHAINS], total = { 0 };
     PM_UNROLLED_FOR (int i = 0; i < PEAK_CHAINS; i++) a[i] = (vec){ 0 } + (real)i;
     const vec bs = (vec){ 0 } + b, cs = (vec){ 0 } + c;
+    *flops = 2.0 * n * PEAK_CHAINS * LANES;
+#ifdef PM_BF16_DOT
+    for (ptrdiff_t k = 0; bf16 && k < n; k++)
+        PM_UNROLLED_FOR (int i = 0; i < PEAK_CHAINS; i++) a[i] = PM_BF16_DOT(a[i], bs, &c);
+    if (bf16) *flops *= 2, n = 0;
+#else
+    (void)bf16;
+#endif
     for (ptrdiff_t k = 0; k < n; k++)
         PM_UNROLLED_FOR (int i = 0; i < PEAK_CHAINS; i++) a[i] = a[i] * bs + cs;
     PM_UNROLLED_FOR (int i = 0; i < PEAK_CHAINS; i++) total += a[i];
     *sum = 0;
     for (ptrdiff_t l = 0; l < LANES; l++) *sum += total[l];
-    *flops = 2.0 * n * PEAK_CHAINS * LANES;
 }
 
 static void FN(read)(ptrdiff_t n, ptrdiff_t times, const real *restrict x, real *restrict sum)

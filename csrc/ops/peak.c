@@ -6,6 +6,7 @@
 
 struct FN(peak) {
     ptrdiff_t n;
+    int bf16;
     double flops[64][8];    /* one cache line for each thread */
     real sums[64];
 };
@@ -13,12 +14,12 @@ struct FN(peak) {
 static void FN(peak_item)(void *ctx, ptrdiff_t thread)
 {
     struct FN(peak) *c = ctx;
-    K->peak(c->n, (real)0.5, 1, c->sums + thread, c->flops[thread]);
+    K->peak(c->n, c->bf16, (real)0.5, 1, c->sums + thread, c->flops[thread]);
 }
 
-double FN(pm_peak)(ptrdiff_t n)
+double FN(pm_peak)(ptrdiff_t n, int bf16)
 {
-    struct FN(peak) c = { .n = n };
+    struct FN(peak) c = { .n = n, .bf16 = bf16 };
     const int threads = pm_get_num_threads() < 64 ? pm_get_num_threads() : 64;
     double flops = 0;
     pm_parallel(threads, 1e9, FN(peak_item), &c);

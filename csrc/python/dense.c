@@ -5,7 +5,7 @@
     void pm_transpose_##DT(ptrdiff_t O, ptrdiff_t D, const void *panels, int bf16, void *out);              \
     void pm_dense_bwd_weight_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, const real *x,     \
                                   real *dweight, real *dbias);                                              \
-    double pm_peak_##DT(ptrdiff_t n);                                                                       \
+    double pm_peak_##DT(ptrdiff_t n, int bf16);                                                             \
     double pm_read_##DT(ptrdiff_t n, ptrdiff_t times, const real *x);
 DECLARE(float, f32)
 DECLARE(double, f64)
@@ -55,11 +55,12 @@ static PyObject *py_dense_bwd_weight(PyObject *Py_UNUSED(m), PyObject *const *ar
 
 static PyObject *py_peak(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (pm_nargs(nargs, 1, "peak")) return NULL;
+    if (pm_nargs(nargs, 2, "peak")) return NULL;
     const ptrdiff_t n = pm_int(args[0], "n");
+    const int bf16 = pm_int(args[1], "bf16") != 0;
     double flops;
     if (PyErr_Occurred()) return NULL;
-    Py_BEGIN_ALLOW_THREADS flops = pm_peak_f32(n);
+    Py_BEGIN_ALLOW_THREADS flops = pm_peak_f32(n, bf16);
     Py_END_ALLOW_THREADS return PyFloat_FromDouble(flops);
 }
 
@@ -82,8 +83,10 @@ PyMethodDef pm_methods_dense[] = {
                          "The panels of a weight [O, D] as those of its transpose, out."),
     PM_METHOD(dense_bwd_weight, "dense_bwd_weight(dy, x, dweight, dbias, /)\n--\n\ndweight = dy^T x, dbias = "
                                 "the sum of dy over tokens."),
-    PM_METHOD(peak, "peak(n, /)\n--\n\nDo n rounds of multiply-adds in registers on every thread; returns "
-                    "the operations done."),
+    PM_METHOD(
+        peak,
+        "peak(n, bf16, /)\n--\n\nDo n rounds of multiply-adds in registers on every thread, bf16: those "
+        "of a product with a bfloat16 weight; returns the operations done."),
     PM_METHOD(read,
               "read(x, times, /)\n--\n\nRead x [n], a part on every thread, so many times over; returns "
               "the sum of all that."),
