@@ -51,8 +51,8 @@ enum pm_activation { PM_IDENTITY, PM_RELU, PM_GELU, PM_GELU_TANH, PM_SILU, PM_AC
     K(gemm, (ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, const real *panels,                      \
              ptrdiff_t panel_stride, const real *base, const real *bias, ptrdiff_t R, const real *h,         \
              ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy))                           \
-    K(gemm_pack_bf16, (ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last, const uint16_t *weight,    \
-                       int transpose, uint16_t *panels))                                                     \
+    K(gemm_pack_bf16,                                                                                        \
+      (ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last, const uint16_t *weight, uint16_t *panels)) \
     K(panels_transpose,                                                                                      \
       (ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last, const real *panels, real *out))            \
     K(panels_transpose_bf16,                                                                                 \

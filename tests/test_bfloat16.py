@@ -99,6 +99,13 @@ def test_bits_do_not_depend_on_threads():
     assert len(set(results)) == 1
 
 
+def test_a_weight_of_bfloat16_is_not_transposed_while_it_is_packed():
+    weight, panels = np.ones((32, 16), np.uint16), np.zeros((1, 16, 32), np.uint16)
+    with pytest.raises(ValueError, match="transpose: expected 0 with a weight of bfloat16, got 1"):
+        _core.pack(weight, 1, panels)
+    assert not panels.any()
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, BFLOAT16])
 def test_what_is_packed_comes_back_bit_for_bit(dtype):
     weight = np.random.default_rng(0).normal(size=(37, 5)).astype(dtype)

@@ -2,8 +2,8 @@
  *   gemm_pack:      panels [ceil(O/PANEL)][D][PANEL] of scale * weight [O,D], zero-padded
  *   gemm_pack_bf16: panels [ceil(O/PANEL_BF16)][ceil(D/2)][PANEL_BF16][2] of a bfloat16 weight: two rows in pairs, half the bytes
  *   stage:          xs[n,d] = x[n,d], row stride PM_STRIDE
- * A panel is one cache line wide whatever the instruction set, so a packed weight outlives a change of it. With transpose weight is
- * [D,O]. Only panels first..last-1 are made: threads share them out. */
+ * A panel is one cache line wide whatever the instruction set, so a packed weight outlives a change of it. With transpose a weight
+ * of reals is [D,O]. Only panels first..last-1 are made: threads share them out. */
 #define PANEL ((ptrdiff_t)(PM_ALIGN / sizeof(real)))
 #define PANEL_BF16 PM_BF16_COLUMNS
 
@@ -29,9 +29,9 @@ static void FN(gemm_pack)(ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t l
 }
 
 static void FN(gemm_pack_bf16)(ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdiff_t last,
-                               const uint16_t *restrict weight, int transpose, uint16_t *restrict panels)
+                               const uint16_t *restrict weight, uint16_t *restrict panels)
 {
-    const ptrdiff_t row = transpose ? 1 : D, column = transpose ? O : 1, pairs = (D + 1) / 2;
+    const ptrdiff_t pairs = (D + 1) / 2;
     for (ptrdiff_t p = first; p < last; p++) {
         uint16_t *panel = panels + p * pairs * 2 * PANEL_BF16;
         const ptrdiff_t o = p * PANEL_BF16, columns = O - o < PANEL_BF16 ? O - o : PANEL_BF16;
@@ -40,7 +40,7 @@ static void FN(gemm_pack_bf16)(ptrdiff_t O, ptrdiff_t D, ptrdiff_t first, ptrdif
             for (ptrdiff_t c = 0; c < columns; c++) {
                 const ptrdiff_t end = d0 + 16 < D ? d0 + 16 : D;
                 for (ptrdiff_t d = d0; d < end; d++)
-                    panel[(d / 2 * PANEL_BF16 + c) * 2 + d % 2] = weight[(o + c) * row + d * column];
+                    panel[(d / 2 * PANEL_BF16 + c) * 2 + d % 2] = weight[(o + c) * D + d];
             }
     }
 }

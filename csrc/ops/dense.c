@@ -20,11 +20,11 @@ struct FN(dense) {
 static void FN(dense_pack_item)(void *ctx, ptrdiff_t panel)
 {
     const struct FN(dense) *c = ctx;
-    if (c->bf16) K->gemm_pack_bf16(c->O, c->D, panel, panel + 1, c->weight, c->transpose, c->panels);
+    if (c->bf16) K->gemm_pack_bf16(c->O, c->D, panel, panel + 1, c->weight, c->panels);
     else K->gemm_pack(c->O, c->D, panel, panel + 1, c->weight, c->transpose, 1, c->panels);
 }
 
-/* weight [O,D], real or bfloat16, as panels; with transpose it is stored as [D,O]. */
+/* weight [O,D], real or bfloat16, as panels; with transpose (of reals) it is stored as [D,O]. */
 void FN(pm_pack)(ptrdiff_t O, ptrdiff_t D, const void *weight, int bf16, int transpose, void *panels)
 {
     struct FN(dense)

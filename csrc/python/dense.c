@@ -21,6 +21,8 @@ static PyObject *py_pack(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize
         transpose ? pm_in(args[0], "weight", type, 2, &D, &O) : pm_in(args[0], "weight", type, 2, &O, &D);
     struct pm_panels p = pm_panels_of(type, O, D);
     void *panels = pm_out(args[2], "panels", type, 3, &p.n, &p.depth, &p.width);
+    if (bf16 && transpose && !PyErr_Occurred())
+        PyErr_SetString(PyExc_ValueError, "transpose: expected 0 with a weight of bfloat16, got 1");
     if (PyErr_Occurred()) return NULL;
     PM_CALL(bf16 ? NPY_FLOAT32 : type, pm_pack, O, D, weight, bf16, transpose, panels);
     Py_RETURN_NONE;
@@ -78,7 +80,7 @@ static PyObject *py_read(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize
 
 PyMethodDef pm_methods_dense[] = {
     PM_METHOD(pack, "pack(weight, transpose, panels, /)\n--\n\nPanels of weight [O,D], or of the transpose "
-                    "of weight [D,O]; uint16 is bfloat16."),
+                    "of weight [D,O]; uint16 is bfloat16, never transposed."),
     PM_METHOD(transpose, "transpose(panels, O, D, out, /)\n--\n\n"
                          "The panels of a weight [O, D] as those of its transpose, out."),
     PM_METHOD(dense_bwd_weight, "dense_bwd_weight(dy, x, dweight, dbias, /)\n--\n\ndweight = dy^T x, dbias = "

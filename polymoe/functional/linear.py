@@ -35,7 +35,7 @@ def _empty_panels(n_out: int, n_in: int, dtype: np.dtype[Any]) -> Array:
 
 def pack(weight: Array, transpose: bool = False) -> Array:
     """Panels of ``weight`` [O, D], or the transpose of [D, O]: [ceil(O/w), D, w], w columns are 64 bytes; of
-    bfloat16 [ceil(O/16), ceil(D/2), 32] (uint16), two rows in pairs."""
+    bfloat16 [ceil(O/16), ceil(D/2), 32] (uint16), two rows in pairs, and never of the transpose."""
     n_out, n_in = weight.shape[::-1] if transpose else weight.shape
     panels = _empty_panels(n_out, n_in, weight.dtype)
     _core.pack(weight.view(BITS) if weight.dtype == BFLOAT16 else weight, transpose, panels)
