@@ -212,19 +212,16 @@ class Routings(Mapping[str, Routing]):
 
     A router that several layers share decides once. Generation passes the routings of the prompt on with the
     batches of later tokens (:meth:`take`), so that a text keeps its routing; those of single tokens are
-    decided anew. ``stand`` says of new ones that they will be passed on. Reports read them after a forward:
-    ``model(replace(batch, routings=Routings()))``.
+    decided anew. ``stand``: they stay for later tokens, and so does what is made of them. Reports read them
+    after a forward: ``model(replace(batch, routings=Routings()))``.
     """
 
     def __init__(self, stand: bool = False) -> None:
+        self.stand = stand
         self._decided: dict[str, tuple[Any, str, Routing]] = {}
-        self._made: dict[str, Any] | None = {} if stand else None
+        self._taken: dict[str, Routing] = {}  # of the prompt
+        self._made: dict[str, Any] = {}
         self._n_taken = 0
-
-    @property
-    def stand(self) -> bool:
-        """Whether they stay for later tokens, and so does what is made of them."""
-        return self._made is not None
 
     def take(self, examples: np.ndarray) -> Routings:
         """Those of some of the examples, in that order, for the tokens that follow; what :meth:`once`
@@ -234,21 +231,24 @@ class Routings(Mapping[str, Routing]):
             return self
         taken = Routings(stand=True)
         taken._n_taken = len(examples)
-        taken._made = taken._made if self._made is None else self._made
-        taken._decided = {
-            name: (None, layer, routing.take(examples))
-            for name, (_, layer, routing) in self._decided.items()
-            if routing.axis != "token"
-        }
+        taken._made = self._made if self.stand else taken._made
+        for name, (_, layer, routing) in self._decided.items():
+            if routing.axis != "token":
+                taken._taken[name] = routing.take(examples)
+                taken._decided[name] = None, layer, taken._taken[name]
         return taken
 
-    def once(self, layer: str, make: Callable[[], Any]) -> Any:
-        """What ``make()`` gives for a layer, made once for all later tokens; only where routings
+    def taken(self, name: str) -> Routing | None:
+        """What was decided under this name with the tokens before, if it was."""
+        return self._taken.get(name)
+
+    def once(self, layer: str, make: Callable[..., Any], *args: Any) -> Any:
+        """What ``make(*args)`` gives for a layer, made once for all later tokens; only where routings
         :attr:`stand`, and of what the examples in the batch do not change."""
-        assert self._made is not None
-        if layer not in self._made:
-            self._made[layer] = make()
-        return self._made[layer]
+        made = self._made.get(layer)
+        if made is None:
+            made = self._made[layer] = make(*args)
+        return made
 
     def decide(self, name: str, layer: str, decide: Callable[[], Routing]) -> Routing:
         """The routing that was decided under this name, or what ``decide()`` says now, for a layer.

@@ -35,7 +35,12 @@ class LowRankExperts(Experts):
     def __call__(self, x: Any, module: Any, routing: Routing, batch: Batch) -> Any:
         """y [N, O]: one kernel for the frozen product and the term."""
         weight, bias = (None, None) if module is None else (module.weight, module.bias)
-        lora_A, lora_B, weights = self._factors(routing, batch)
+        routings = batch.routings
+        if routings is not None and routings.stand and routing.axis == "group" and self.mixing != "outputs":
+            lora_A, lora_B = routings.once(self.name, self._mixed, routing, batch)
+            ids, offsets = routing.adapter_ids, batch.cu_seqlens
+            return tape.linear(x, weight, bias, lora_A, lora_B, None, ids, offsets, self.scale)
+        lora_A, lora_B, weights = self.factors(routing.weights, batch)
         if routing.axis == "token":
             return tape.moe(x, weight, bias, lora_A, lora_B, weights, routing.ids, self.scale)
         adapter_ids = routing.adapter_ids
@@ -46,20 +51,10 @@ class LowRankExperts(Experts):
             mixing="outputs" if self.mixing == "outputs" else "factors", ids=routing.ids,
         )  # fmt: skip
 
-    def _factors(self, routing: Routing, batch: Batch) -> tuple[Any, Any, Any]:
-        """:meth:`factors`; where texts are written, those of a group are mixed once, not
-        for every token."""
-        routings = batch.routings
-        if self.mixing == "outputs" or routing.axis != "group" or routings is None or not routings.stand:
-            return self.factors(routing.weights, batch)
-
-        def mix() -> tuple[Any, Any]:
-            lora_A, lora_B, weights = self.factors(routing.weights, batch)
-            if weights is None:
-                return lora_A, lora_B
-            return tape.mix(weights, lora_A), tape.mix(weights, lora_B)
-
-        return (*routings.once(self.name, mix), None)
+    def _mixed(self, routing: Routing, batch: Batch) -> tuple[Any, Any]:
+        """The pairs of all groups: where texts are written, they are made once, not for every token."""
+        lora_A, lora_B, weights = self.factors(routing.weights, batch)
+        return (lora_A, lora_B) if weights is None else (tape.mix(weights, lora_A), tape.mix(weights, lora_B))
 
 
 class LoraExperts(LowRankExperts):
