@@ -20,7 +20,9 @@ from training_base import base_folder, classes, write_tasks
 from polymoe import cli
 from polymoe.models import load_base
 from polymoe.recipe import Recipe
+from polymoe.training import Callback
 from polymoe.training.plan import Cost, frozen_bytes, recommend
+from polymoe.training.plan_writing import evaluations, plan_writing
 
 GIB = 2**30
 as_it_is = pytest.mark.skipif(
@@ -54,9 +56,19 @@ def write_words(folder: Path, n: int, words: int) -> Path:
     return folder
 
 
+class Evaluations(Callback):
+    """Keeps which splits were evaluated, and whether texts were written."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, bool]] = []
+
+    def on_evaluate(self, trainer, split, evaluation) -> None:
+        self.found.append((split, "exact_match" in evaluation["mean"]))
+
+
 def cost(dtype: str, again: bool, gib: float, seconds: float) -> Cost:
     each = round(gib * GIB / 4)
-    return Cost(dtype, again, each, 0, each, each, each, 4 * each, seconds, 10 * seconds)
+    return Cost(dtype, again, each, 0, each, each, 0, each, 4 * each, seconds, 10 * seconds, 0.0)
 
 
 def costs(gain: float = 1.9) -> list[Cost]:
@@ -119,9 +131,10 @@ def test_a_plan_knows_the_run(tmp_path, objective):
         ("float32", False), ("float32", True), ("bfloat16", False), ("bfloat16", True),
     ]  # fmt: skip
     for c in plan.costs:
-        assert c.bytes == c.weights + c.adapter + c.activations + c.temporary + c.process
+        assert c.bytes == c.weights + c.adapter + c.activations + c.temporary + c.writing + c.process
         assert c.epoch_seconds == pytest.approx(c.step_seconds * plan.steps_per_epoch)
         assert min(c.weights, c.adapter, c.activations, c.temporary, c.step_seconds) > 0
+        assert c.writing == c.evaluation_seconds == 0  # of objectives that write nothing
     plain, again, half, _ = plan.costs
     assert again.activations < plain.activations / 2
     assert half.weights < plain.weights and plain.adapter >= 16 * plan.trainable_parameters
@@ -153,6 +166,39 @@ def test_peak_and_time_of_minilm_runs_are_what_was_planned(tmp_path):
         assert 0.5 < cost["step_seconds"] / (summary["train_seconds"] / summary["steps"]) < 2
 
 
+WRITES = {"max_new_tokens": 5}
+
+
+@pytest.mark.parametrize(
+    ("lm", "training"),
+    [
+        (WRITES, {"epochs": 2}),
+        (WRITES | {"evaluate_before": True}, {"max_steps": 5, "eval_steps": 2}),
+        (WRITES, {"epochs": 1, "metric_for_best_model": "exact_match"}),
+    ],
+)
+def test_a_plan_knows_which_evaluations_write(tmp_path, lm, training):
+    """Those of the run, in number and kind; the caches of a batch are as large as its texts may get."""
+    base = write_llama(tmp_path / "base", max_position_embeddings=160)
+    data, training = write_tasks(tmp_path, classes()), {"batch_size": 8, **training}
+    recipe = Recipe.from_dict(
+        {"base": str(base), "data": data, "objective": "lm", "lm": lm, "training": training}
+    )
+    met = Evaluations()
+    trainer = recipe.trainer(tmp_path / "run", progress=None, callbacks=[met])
+    names = {id(trainer.valid_split): "valid", id(trainer.test_split): "test"}
+    planned = [(names[id(split)], writes) for split, writes in evaluations(trainer)]
+    found, prompts = plan_writing(trainer, trainer.model, 0.1), trainer.test_split.prompt_lengths
+    trainer.train()
+    assert sorted(planned) == sorted(met.found)
+    a_token = 2 * 2 * (2 * 6) * 4  # keys and values of two layers, two heads of 6 float32 each
+    assert found.caches == a_token * (int(prompts.sum()) + 5 * len(prompts))
+    assert found.seconds > 0 and found.blocks > 0
+    for c in recipe.plan().costs:
+        assert c.writing >= 2 * found.caches and c.evaluation_seconds > 0
+        assert c.bytes == c.weights + c.adapter + c.activations + c.temporary + c.writing + c.process
+
+
 def test_the_verb_prints_a_table_and_takes_a_recipe(tmp_path, capsys):
     write_tasks(tmp_path, classes())
     recipe = {"base": str(base_folder(tmp_path / "base")), "data": str(tmp_path), "method": "mhr"}
@@ -160,7 +206,12 @@ def test_the_verb_prints_a_table_and_takes_a_recipe(tmp_path, capsys):
     cli.main(["plan", str(tmp_path / "recipe.yaml"), "--epochs", "2"])
     out = capsys.readouterr().out
     assert "frozen weights" in out and "seconds an epoch" in out and "mhr on" in out
-    assert "recommended: --dtype " in out
+    assert "recommended: --dtype " in out and "evaluation" not in out
+    recipe |= {"base": str(write_llama(tmp_path / "llama")), "objective": "lm", "method": "poly"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"lm": {"max_new_tokens": 4}}))
+    cli.main(["plan", str(tmp_path / "recipe.yaml")])
+    out = capsys.readouterr().out
+    assert "texts that are written" in out and "seconds evaluating, at most" in out
 
 
 @pytest.mark.parametrize("wrong", ["recipe", "base", "family", "data"])

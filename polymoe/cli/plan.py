@@ -59,14 +59,20 @@ def show(plan: Plan) -> None:
         "adapter, gradients, moments": "adapter",
         "activations": "activations",
         "the largest temporary": "temporary",
+        "texts that are written": "writing",
         "process and data": "process",
     }
+    if not (writes := any(c.evaluation_seconds for c in plan.costs)):
+        del rows["texts that are written"]
     for name, key in rows.items():
         table.add_row(name, *(f"{getattr(c, key) / MIB:,.0f}" for c in plan.costs))
     table.add_section()
     table.add_row("at most", *(f"{c.bytes / MIB:,.0f}" for c in plan.costs), end_section=True)
     table.add_row("seconds a step", *(f"{c.step_seconds:.2f}" for c in plan.costs))
     table.add_row("seconds an epoch", *(f"{c.epoch_seconds:,.0f}" for c in plan.costs))
+    if writes:
+        evaluations = (f"{c.evaluation_seconds:,.0f}" for c in plan.costs)
+        table.add_row("seconds evaluating, at most", *evaluations)
     show_table(table)
     threads = f"{plan.threads} thread" + "s" * (plan.threads != 1)
     free = "" if plan.free_bytes is None else f", {plan.free_bytes / MIB:,.0f} MiB free"

@@ -21,6 +21,11 @@ class SourceCache:
         self.owners = np.arange(len(cu_seqlens) - 1)
         self._layers: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Of all its keys and values."""
+        return sum(array.nbytes for arrays in self._layers.values() for array in arrays)
+
     def once(
         self, layer: Any, make: Callable[[], tuple[np.ndarray, np.ndarray]]
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -65,6 +70,12 @@ class KeyValueCache:
         self.lengths = np.zeros(len(rooms), np.int64)
         self._new: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._layers: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its keys and values, filled or not, and of those of its sources."""
+        own = sum(array.nbytes for arrays in self._layers.values() for array in arrays)
+        return own + (0 if self.sources is None else self.sources.nbytes)
 
     def extend(
         self, layer: Any, k: np.ndarray, v: np.ndarray, cu_seqlens: np.ndarray

@@ -3,7 +3,8 @@
 There are no formulas here. The trainer of the run is made on a base without weights
 (:mod:`polymoe.models.outline`), and a step is tried on texts of its largest batch, on as many as take a few
 tenths of a second. Seconds grow with the tokens; bytes by the line through that step and one of half its
-texts, for what is made of weights does not grow.
+texts, for what is made of weights does not grow. Where an evaluation writes texts, that is tried too
+(:mod:`polymoe.training.plan_writing`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from polymoe import _core
 from polymoe.functional import PackedWeight, batch_invariant
 from polymoe.nn import Module
 from polymoe.tape import Node, Tape
+from polymoe.training.plan_writing import plan_writing
 from polymoe.training.summary import peak_rss_bytes
 from polymoe.training.trainer import Trainer
 
@@ -40,7 +42,9 @@ Dtype = Literal["float32", "bfloat16"]
 class Cost:
     """Of a run in one setting. Bytes: of the frozen ``weights``; of the ``adapter`` and heads with gradients
     and moments; of the ``activations`` that wait for backward in the largest batch; of what a step needs at
-    once beside them (``temporary``); of the ``process`` with its data; their sum (``bytes``)."""
+    once beside them (``temporary``); of the texts that an evaluation writes, beside what training leaves
+    (``writing``); of the ``process`` with its data; their sum (``bytes``). ``evaluation_seconds``: of all
+    evaluations together, at most. Where none writes texts these two are 0."""
 
     dtype: str
     gradient_checkpointing: bool
@@ -48,10 +52,12 @@ class Cost:
     adapter: int
     activations: int
     temporary: int
+    writing: int
     process: int
     bytes: int
     step_seconds: float
     epoch_seconds: float
+    evaluation_seconds: float
 
 
 @dataclass(frozen=True)
@@ -102,14 +108,18 @@ def make_plan(trainer: Trainer, other: Callable[[Dtype], Any]) -> Plan:
     with batch_invariant(c.batch_invariant or None):
         for dtype in get_args(Dtype):
             model = trainer.model if dtype == trainer.model.base.weight_dtype else other(dtype)
+            writing = plan_writing(trainer, model, SECONDS)
             model.train()
             for again in (False, True):
                 half, step = _tried(trainer, model, largest, again)
                 kept, peak = _line(half, step, most)
                 weights, update = frozen_bytes(model.base), _update_seconds(trainer)
                 epoch = step.seconds / step.tokens * mean * len(batches) + update * n_updates
-                parts = (weights, adapter, kept, peak - kept, process)
-                costs.append(Cost(dtype, again, *parts, sum(parts), epoch / n_updates, epoch))
+                # blocks of memory that training had are kept for what comes next, caches are not made of them
+                more = 0 if writing is None else 2 * writing.caches + max(0, writing.blocks - peak)
+                parts = (weights, adapter, kept, peak - kept, more, process)
+                seconds = 0.0 if writing is None else writing.seconds
+                costs.append(Cost(dtype, again, *parts, sum(parts), epoch / n_updates, epoch, seconds))
     free = free_bytes()
     recommended, reason = recommend(costs, most, free)
     return Plan(
