@@ -198,13 +198,16 @@ class Routing:
     aux: Node | None = None
     cu_seqlens: np.ndarray | None = None
 
-    def take(self, examples: np.ndarray) -> Routing:
+    def take(self, examples: np.ndarray, adapter_ids: np.ndarray | None = None) -> Routing:
         """That of some of the examples, in that order; an example may come several times. The rows stay:
-        those of examples become groups, so that what is made of a row is made once."""
+        those of examples become groups, so that what is made of a row is made once. ``adapter_ids``: theirs,
+        where they are known."""
         if self.axis == "example":
             return replace(self, axis="group", weights=data_of(self.weights), adapter_ids=examples)
         ids = self.adapter_ids
-        return self if ids is None else replace(self, adapter_ids=ids[examples])
+        if ids is None:
+            return self
+        return replace(self, adapter_ids=ids[examples] if adapter_ids is None else adapter_ids)
 
 
 class Routings(Mapping[str, Routing]):
@@ -227,14 +230,18 @@ class Routings(Mapping[str, Routing]):
         """Those of some of the examples, in that order, for the tokens that follow; what :meth:`once`
         made of them is kept.
         """
-        if self.stand and np.array_equal(examples, np.arange(self._n_taken)):
+        before = {id(r.adapter_ids): r.adapter_ids for r in self.values() if r.adapter_ids is not None}
+        after = {array: ids[examples] for array, ids in before.items()}  # most routers have the same array
+        same = all(np.array_equal(ids, after[array]) for array, ids in before.items())
+        if self.stand and self._n_taken == len(examples) and same:
             return self
         taken = Routings(stand=True)
         taken._n_taken = len(examples)
         taken._made = self._made if self.stand else taken._made
         for name, (_, layer, routing) in self._decided.items():
             if routing.axis != "token":
-                taken._taken[name] = routing.take(examples)
+                ids = after.get(id(routing.adapter_ids))
+                taken._taken[name] = routing.take(examples, ids)
                 taken._decided[name] = None, layer, taken._taken[name]
         return taken
 

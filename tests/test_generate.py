@@ -84,6 +84,24 @@ def test_factors_are_mixed_once_for_a_text(
     assert {shape[0] for shape in mixed} == {pairs}
 
 
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    [("llama", "poly"), ("llama", "smear"), ("llama", "orchmoe"), ("t5", "smear"), ("llama", "molora")],
+)
+def test_routers_decide_on_the_prompt_once(
+    family: str, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, asked = adapted_writer(family, variant), []
+    routers = {layer.router.name: layer.router for layer in made.adapter.layers.values()}
+    (kind,) = {type(router) for router in routers.values()}
+    decide = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda self, b, x: asked.append(self.name) or decide(self, b, x))
+    generate(made, writers.PROMPTS[family], TASK_IDS, max_new_tokens=4, num_beams=2)
+    assert set(asked) == set(routers)
+    times = 4 if kind.axis == "token" else 1  # those go by the token, written or given
+    assert len(asked) == times * len(routers)
+
+
 def test_routings_follow_texts() -> None:
     made = model("smear")
     routings = Routings()
@@ -248,6 +266,23 @@ def test_a_base_that_writes_no_text_is_refused() -> None:
     bert = Bert.from_state(BertConfig.from_dict(tiny_config()), tiny_state(tiny_config()))
     with pytest.raises(TypeError, match="model: expected one that writes text, got Bert"):
         generate(bert, [[5]])
+
+
+def test_a_cache_follows_texts_that_part() -> None:
+    rng = np.random.default_rng(0)
+    cache, new = KeyValueCache([9, 9, 12]), np.array([3, 1, 2])
+    texts = [np.empty((0, 4))] * 3
+    for parents in ([0, 1, 2], [1, 0, 2], [0, 0, 2], [2, 0, 1, 0], [1, 3], [1, 0], [0, 0], [1, 1], [0, 1]):
+        offsets = lengths_to_cu_seqlens(new)
+        rows = rng.normal(size=(int(offsets[-1]), 4))
+        texts = [np.concatenate([text, rows[offsets[i] : offsets[i + 1]]]) for i, text in enumerate(texts)]
+        for layer in (1, -1):
+            keys, values, lengths = cache.extend(layer, layer * rows, -layer * rows, offsets)
+            for start, length, text in zip(cache.cu_seqlens, lengths, texts, strict=False):
+                np.testing.assert_array_equal(keys[start : start + length], layer * text)
+                np.testing.assert_array_equal(values[start : start + length], -layer * text)
+        cache.advance(offsets)
+        cache, texts, new = cache.take(np.array(parents)), [texts[i] for i in parents], np.ones(len(parents))
 
 
 def test_a_cache_has_room_for_so_many_tokens() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,10 @@ class KeyValueCache:
     def __init__(self, rooms: Any) -> None:
         self.cu_seqlens = np.concatenate([[0], np.cumsum(rooms)]).astype(np.int64)
         self.lengths = np.zeros(len(rooms), np.int64)
+        self._stamps = np.full(
+            self.cu_seqlens[-1], -1
+        )  # rows that were copied from one another have the same
+        self._n_stamps = 0
         self._new: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._layers: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -106,24 +111,43 @@ class KeyValueCache:
 
     def advance(self, cu_seqlens: np.ndarray) -> None:
         """The new tokens are in every layer."""
+        places, self.lengths = self._places(cu_seqlens)
+        self._stamps[places] = self._n_stamps + np.arange(len(places))
+        self._n_stamps += len(places)
         self._new = None
-        self.lengths = self.lengths + np.diff(cu_seqlens)
 
     def take(self, texts: np.ndarray) -> KeyValueCache:
         """Those of some of the texts, in that order; a text may come several times, to go on in several
-        ways."""
+        ways. Where as many go on they stay here, and only rows in which a text differs from the one that it
+        takes the place of are copied: those of before are gone."""
         if np.array_equal(texts, np.arange(len(self.lengths))):
             return self
+        rooms = np.diff(self.cu_seqlens)
+        if not np.array_equal(rooms[texts], rooms):
+            return self._copy(texts)
+        self.lengths = self.lengths[texts]
+        self.sources = None if self.sources is None else self.sources.take(texts)
+        source = _rows(self.cu_seqlens[:-1][texts], self.lengths)
+        place = _rows(self.cu_seqlens[:-1], self.lengths)
+        differ = self._stamps[source] != self._stamps[place]
+        source, place = source[differ], place[differ]
+        for array in (self._stamps, *chain.from_iterable(self._layers.values())):
+            array[place] = array[source]
+        return self
+
+    def _copy(self, texts: np.ndarray) -> KeyValueCache:
+        """The same beside this one, which stays as it is."""
         taken = KeyValueCache(np.diff(self.cu_seqlens)[texts])
         taken.lengths = self.lengths[texts]
         taken.sources = None if self.sources is None else self.sources.take(texts)
-        here = _rows(self.cu_seqlens[:-1][texts], taken.lengths)
-        there = _rows(taken.cu_seqlens[:-1], taken.lengths)
+        source = _rows(self.cu_seqlens[:-1][texts], taken.lengths)
+        place = _rows(taken.cu_seqlens[:-1], taken.lengths)
+        taken._stamps[place], taken._n_stamps = self._stamps[source], self._n_stamps
         for layer, arrays in self._layers.items():
             copies = []
             for array in arrays:
                 copy = np.empty((int(taken.cu_seqlens[-1]), array.shape[1]), array.dtype)
-                copy[there] = array[here]
+                copy[place] = array[source]
                 copies.append(copy)
             taken._layers[layer] = copies[0], copies[1]
         return taken
