@@ -6,7 +6,7 @@ export POLYMOE_DATA ?= $(abspath ../shared/data)
 VENV := .venv
 BIN  := $(VENV)/bin
 C    := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.c)
-OPS  := bfloat16 boundary expert_dense extremes gradients invariance linear moe multiply ops optimizer prior random router tensor
+OPS  := bfloat16 boundary expert_dense extremes gradients invariance linear moe multiply ops optimizer prior random router tensor together
 OPS  := $(wildcard $(OPS:%=tests/test_%.py))
 
 help:       ## these lines

@@ -165,46 +165,16 @@ def layer_norm_fwd(
     /,
 ) -> None: ...
 def linear_bwd(
-    dy: _Array,
-    weight: _Array | None,
     x: _Array | None,
-    h: _Array | None,
-    lora_A: _Array | None,
-    lora_B: _Array | None,
-    weights: _Array | None,
-    ids: _Array | None,
-    adapter_ids: _Array | None,
-    cu_seqlens: _Array | None,
-    scale: float,
-    form: int,
     activation: int,
     times: _Array | None,
     onto: _Array | None,
     dx: _Array | None,
     dtimes: _Array | None,
-    dlora_A: _Array | None,
-    dlora_B: _Array | None,
-    dweights: _Array | None,
     /,
+    *layers: tuple[Any, ...],
 ) -> None: ...
-def linear_fwd(
-    x: _Array,
-    weight: _Array | None,
-    bias: _Array | None,
-    lora_A: _Array | None,
-    lora_B: _Array | None,
-    weights: _Array | None,
-    ids: _Array | None,
-    adapter_ids: _Array | None,
-    cu_seqlens: _Array | None,
-    scale: float,
-    form: int,
-    activation: int,
-    times: _Array | None,
-    y: _Array,
-    h: _Array | None,
-    /,
-) -> None: ...
+def linear_fwd(x: _Array, activation: int, times: _Array | None, /, *layers: tuple[Any, ...]) -> None: ...
 def mean_pool_bwd(dy: _Array, cu_seqlens: _Array, dx: _Array, /) -> None: ...
 def mean_pool_fwd(x: _Array, cu_seqlens: _Array, y: _Array, /) -> None: ...
 def mix_bwd(

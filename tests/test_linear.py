@@ -272,7 +272,7 @@ def test_nothing_is_written_beyond_y(isa: str, N: int, O: int) -> None:
     memory = np.full(2 * guard + N * O, value)
     y = memory[guard : guard + N * O].reshape(N, O)
     x, packed = np.ones((N, 5), np.float32), F.PackedWeight(np.ones((O, 5), np.float32))
-    _core.linear_fwd(x, packed.panels, None, *NO_TERM, y, None)
+    _core.linear_fwd(x, 0, None, (packed.panels, None, *NO_TERM, y, None))
     assert np.all(y == 5)
     assert np.all(memory[:guard] == value)
     assert np.all(memory[-guard:] == value)
@@ -286,7 +286,7 @@ def test_nothing_is_written_beyond_gradients(isa: str, N: int, D: int, r: int) -
     ones = [np.ones(s, np.float32) for s in ((N, D), (N, D), (N, r), (1, r, D), (1, r, D))]
     dy, x, h, lora_A, lora_B = ones
     term = (lora_A, lora_B, *NO_TERM[2:])
-    _core.linear_bwd(dy, None, x, h, *term, None, None, None, dlora_A, None, None)
+    _core.linear_bwd(x, 0, None, None, None, None, (dy, None, h, *term, dlora_A, None, None))
     assert np.all(dlora_A == N * D)
     assert np.all(memory[:guard] == 7)
     assert np.all(memory[-guard:] == 7)

@@ -1,4 +1,4 @@
-/* linear.h -- the low-rank term of a linear layer: what a binding hands to ops/linear.c and ops/moe.c. */
+/* linear.h -- linear layers with a low-rank term: what a binding hands to ops/linear.c and ops/moe.c. */
 #ifndef PM_LINEAR_H
 #define PM_LINEAR_H
 #include "ops.h"
@@ -34,15 +34,26 @@ struct pm_term {
     double scale;
 };
 
-/* ops/linear.c and ops/moe.c: y = x W^T + bias + the term, and its gradients. They return -1 when memory is out. */
+/* One of the layers that read the same x [N,D]: y = x W^T + bias + the term. Backward reads dy, h, the transposed weight and the term, and
+ * writes the gradients. */
+struct pm_layer {
+    ptrdiff_t O;
+    struct pm_weight weight; /* [O,D], backward [D,O] */
+    const void *bias; /* [O] or NULL */
+    struct pm_term term;
+    void *y, *h; /* [N,O]   [N, ranks side by side] or NULL */
+    const void *dy; /* [N,O] */
+    void *dlora_A, *dlora_B, *dweights; /* each may be NULL */
+};
+#define PM_LAYERS 8 /* of one x at most */
+
+/* They return -1 when memory is out. linear: the sum of what n layers bring to dx, and onto [N,D] or NULL (not where x is activated). dx may
+ * be NULL; x may be where no layer learns and it is not activated, h too unless experts lie side by side. */
 #define PM_DECLARE_LAYERS(real, DT)                                                                         \
-    int pm_linear_fwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_reading reading, \
-                           struct pm_weight weight, const real *bias, const struct pm_term *term, real *y,  \
-                           real *h);                                                                        \
-    int pm_linear_bwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct pm_weight weight,  \
-                           const real *x, struct pm_reading reading, const real *h,                         \
-                           const struct pm_term *term, const real *onto, real *dx, real *dtimes,            \
-                           real *dlora_A, real *dlora_B, real *dweights);                                   \
+    int pm_linear_fwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *x, struct pm_reading reading, ptrdiff_t n, \
+                           const struct pm_layer *layers);                                                  \
+    int pm_linear_bwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *x, struct pm_reading reading, ptrdiff_t n, \
+                           const struct pm_layer *layers, const real *onto, real *dx, real *dtimes);        \
     int pm_moe_fwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_weight weight,      \
                         const real *bias, const struct pm_term *term, real *y, real *h);                    \
     int pm_moe_bwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct pm_weight weight,     \

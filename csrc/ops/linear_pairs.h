@@ -1,13 +1,11 @@
 /* linear_pairs.h -- the first and the last part of ops/linear.c: the pair of factors of every group is made of the experts, and its
  * gradient becomes theirs. Included once per dtype. */
 
+/* One layer, forward or backward. */
 struct FN(linear_pass) {
     ptrdiff_t N, I, O; /* tokens, extents of `in` and `out` */
     const real *in, *onto, *bias; /* [N,I]   [N,O] or NULL: what `out` is added to   [O] or NULL */
     struct pm_weight weight; /* [O,I] */
-    enum pm_activation activation;
-    const real *times; /* what the activated x is multiplied with, or NULL: [N,I], backward [N,O] */
-    real *dtimes; /* or NULL */
     real *out; /* [N,O] or NULL */
     const struct pm_term *term;
     const real *weights, *down, *up; /* or NULL   [.,.,I] projects   [.,.,O] is the epilogue */
@@ -20,16 +18,14 @@ struct FN(linear_pass) {
     struct pm_segments groups; /* the groups as they lie in the tokens */
     struct pm_segments pairs; /* what one pair serves: the same, or with `aside` whole chunks */
     real *saved_h; /* [N,R_down] forward: to be written, or NULL */
-    ptrdiff_t parts; /* of the columns of `out` that a chunk is cut in */
     int backward, learns; /* learns: backward, and gradients of the pairs are wanted */
-    const real *h, *x; /* backward: saved by forward, [N,R_up] and (its input) [N,O] */
+    const real *h; /* [N,R_up] backward: saved by forward */
     real *
         sums; /* [n_slots] pairs of [R_up,O] dup, [R_down,I] ddown, a line further apart than they are long */
     ptrdiff_t pair; /* that distance: a multiple of the cache's would put all of them into few sets */
     real *
         dweights_parts; /* mixed: [2R,G,Q,S], of every row of both factors; gathered: [R,G,K]; aside: [segments,S] */
     real *dweights; /* PM_TOKENS: every chunk writes its own, or NULL */
-    atomic_int failed;
 };
 
 struct FN(linear_grads) {

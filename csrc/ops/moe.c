@@ -262,12 +262,14 @@ int FN(pm_moe_fwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct 
                    const real *bias, const struct pm_term *term, real *y, real *h)
 {
     const struct pm_reading plain = { .activation = PM_IDENTITY };
-    if (term->form == PM_TOKENS) return FN(pm_linear_fwd)(N, D, O, x, plain, weight, bias, term, y, h);
-    const struct pm_term none = { .B = 1 };
+    struct pm_layer layer = { .O = O, .weight = weight, .bias = bias, .term = { .B = 1 }, .y = y };
+    if (term->form == PM_TOKENS) layer.term = *term, layer.h = h;
+    if (FN(pm_linear_fwd)(N, D, x, plain, 1, &layer)) return -1;
+    if (term->form == PM_TOKENS) return 0;
     struct FN(moe) c = { .N = N, .D = D, .O = O, .term = term, .x = x, .y = y, .h = h };
-    const int failed = FN(pm_linear_fwd)(N, D, O, x, plain, weight, bias, &none, y, NULL) || FN(moe_run)(&c);
+    const int failed = FN(moe_run)(&c);
     FN(moe_end)(&c);
-    return -failed;
+    return failed;
 }
 
 /* weight is the transposed one; onto [N,D] or NULL is added to dx. Every gradient may be NULL. */
@@ -276,10 +278,12 @@ int FN(pm_moe_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct
                    real *dlora_A, real *dlora_B, real *dweights)
 {
     const struct pm_reading plain = { .activation = PM_IDENTITY };
-    if (term->form == PM_TOKENS)
-        return FN(pm_linear_bwd)(N, D, O, dy, weight, x, plain, h, term, onto, dx, NULL, dlora_A, dlora_B,
-                                 dweights);
-    const struct pm_term none = { .B = 1 };
+    struct pm_layer layer = { .O = O, .weight = weight, .term = { .B = 1 }, .dy = dy };
+    if (term->form == PM_TOKENS) {
+        layer.term = *term, layer.h = (void *)h;
+        layer.dlora_A = dlora_A, layer.dlora_B = dlora_B, layer.dweights = dweights;
+        return FN(pm_linear_bwd)(N, D, x, plain, 1, &layer, onto, dx, NULL);
+    }
     struct FN(moe) c = { .N = N,
                          .D = D,
                          .O = O,
@@ -291,9 +295,8 @@ int FN(pm_moe_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct
                          .dweights = dweights,
                          .dlora_A = dlora_A,
                          .dlora_B = dlora_B };
-    int failed = dx && FN(pm_linear_bwd)(N, D, O, dy, weight, NULL, plain, NULL, &none, onto, dx, NULL, NULL,
-                                         NULL, NULL);
-    failed = failed || FN(moe_run)(&c);
+    const int failed =
+        (dx && FN(pm_linear_bwd)(N, D, NULL, plain, 1, &layer, onto, dx, NULL)) || FN(moe_run)(&c);
     if (!failed && (dlora_A || dlora_B))
         pm_parallel(term->S_A + term->S, (double)c.blocks * term->R * (term->S_A * D + term->S * O),
                     FN(moe_fold_item), &c);

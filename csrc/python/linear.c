@@ -89,80 +89,123 @@ static ptrdiff_t ranks(const struct pm_term *t)
     return t->R * (t->form == PM_MIX ? 1 : t->form == PM_GATHER ? t->k : t->S);
 }
 
+/* The arguments of layer i: a tuple of n, the j-th of `arguments`. NULL with an error that is set. */
+static PyObject *const *read_layer(PyObject *layer, Py_ssize_t n)
+{
+    if (PyErr_Occurred()) return NULL;
+    if (PyTuple_CheckExact(layer) && PyTuple_GET_SIZE(layer) == n) return PySequence_Fast_ITEMS(layer);
+    PyErr_Format(PyExc_TypeError, "layers: expected tuples of %zd arguments, got another", n);
+    return NULL;
+}
+
+static int check_layers(Py_ssize_t n, const char *name)
+{
+    if (n >= 1 && n <= PM_LAYERS) return 0;
+    PyErr_Format(PyExc_TypeError, "%s: expected 1 to %d layers, got %zd", name, PM_LAYERS, n < 0 ? 0 : n);
+    return -1;
+}
+
 static PyObject *py_linear_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (pm_nargs(nargs, 15, "linear_fwd")) return NULL;
-    ptrdiff_t N = -1, D = -1, O = -1;
+    const Py_ssize_t n = nargs - 3;
+    if (check_layers(n, "linear_fwd")) return NULL;
+    ptrdiff_t N = -1, D = -1;
     const int type = pm_real(args[0], "x");
     const void *x = pm_in(args[0], "x", type, 2, &N, &D);
-    void *y = pm_out(args[13], "y", type, 2, &N, &O);
-    const struct pm_weight weight = pm_weight_or_none(args[1], type, O, D);
-    const void *bias = pm_in_or_none(args[2], "bias", type, 1, &O);
-    const struct pm_term t = read_term(args + 3, type, N, D, O);
-    const struct pm_reading reading = read_reading(args + 11, type, &N, &D);
-    ptrdiff_t R = ranks(&t);
-    void *h = pm_out_or_none(args[14], "h", type, 2, &N, &R);
-    if (PyErr_Occurred()) return NULL;
-    if (!weight.panels && !t.lora_A)
-        return PyErr_Format(PyExc_TypeError, "weight: expected an array where lora_A is None, got None");
+    const struct pm_reading reading = read_reading(args + 1, type, &N, &D);
+    struct pm_layer layers[PM_LAYERS];
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *const *a = read_layer(args[3 + i], 12);
+        if (!a) return NULL;
+        struct pm_layer layer = { .O = -1 };
+        layer.y = pm_out(a[10], "y", type, 2, &N, &layer.O);
+        layer.weight = pm_weight_or_none(a[0], type, layer.O, D);
+        layer.bias = pm_in_or_none(a[1], "bias", type, 1, &layer.O);
+        layer.term = read_term(a + 2, type, N, D, layer.O);
+        ptrdiff_t R = ranks(&layer.term);
+        layer.h = pm_out_or_none(a[11], "h", type, 2, &N, &R);
+        if (PyErr_Occurred()) return NULL;
+        if (!layer.weight.panels && !layer.term.lora_A)
+            return PyErr_Format(PyExc_TypeError, "weight: expected an array where lora_A is None, got None");
+        layers[i] = layer;
+    }
     int failed;
-    PM_TRY(failed, type, pm_linear_fwd, N, D, O, x, reading, weight, bias, &t, y, h);
+    PM_TRY(failed, type, pm_linear_fwd, N, D, x, reading, n, layers);
     if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
+/* The layer of args: dy, weight, h, a term, dlora_A, dlora_B, dweights. dx, x: whether there are such. */
+static struct pm_layer read_layer_bwd(PyObject *const *a, int type, ptrdiff_t *N, ptrdiff_t *D, int dx, int x)
+{
+    struct pm_layer layer = { .O = -1 };
+    layer.dy = pm_in(a[0], "dy", type, 2, N, &layer.O);
+    layer.weight = pm_weight_or_none(dx ? a[1] : Py_None, type, *D, layer.O);
+    layer.term = read_term(a + 3, type, *N, *D, layer.O);
+    const struct pm_term *t = &layer.term;
+    ptrdiff_t R = ranks(t), S = t->S, r = t->R, G = t->G, Q = t->Q, k = t->k;
+    const int learns = a[11] != Py_None || a[12] != Py_None || a[13] != Py_None;
+    if (learns || t->form == PM_CONCAT || t->form == PM_OUTPUTS)
+        layer.h = (void *)pm_in(a[2], "h", type, 2, N, &R);
+    layer.dlora_A = pm_out_or_none(a[11], "dlora_A", type, 3, &S, &r, D);
+    layer.dlora_B = pm_out_or_none(a[12], "dlora_B", type, 3, &S, &r, &layer.O);
+    layer.dweights = t->ids ? pm_out_or_none(a[13], "dweights", type, 2, &G, &k)
+                            : pm_out_or_none(a[13], "dweights", type, 3, &G, &Q, &S);
+    if (PyErr_Occurred()) return layer;
+    if (learns && !(t->lora_A && x))
+        PyErr_Format(PyExc_TypeError, "%s: expected a numpy array, got NoneType", x ? "lora_A" : "x");
+    else if (layer.dweights && !t->weights)
+        PyErr_Format(PyExc_TypeError, "weights: expected a numpy array, got NoneType");
+    else if (dx && !layer.weight.panels && !t->lora_A)
+        PyErr_Format(PyExc_TypeError, "weight: expected an array where lora_A is None, got None");
+    return layer;
+}
+
 static PyObject *py_linear_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
-    if (pm_nargs(nargs, 20, "linear_bwd")) return NULL;
-    ptrdiff_t N = -1, D = -1, O = -1;
-    const int i = args[2] != Py_None ? 2 : args[15] != Py_None ? 15 : 0; /* dy must be what the others are */
-    const int type = pm_real(args[i], i == 2 ? "x" : i == 15 ? "dx" : "dy");
-    const void *dy = pm_in(args[0], "dy", type, 2, &N, &O);
-    void *dx = pm_out_or_none(args[15], "dx", type, 2, &N, &D);
-    const void *x = pm_in_or_none(args[2], "x", type, 2, &N, &D),
-               *onto = pm_in_or_none(args[14], "onto", type, 2, &N, &D);
-    const struct pm_weight weight = pm_weight_or_none(dx ? args[1] : Py_None, type, D, O);
-    const struct pm_term t = read_term(args + 4, type, N, D, O);
-    const struct pm_reading reading = read_reading(args + 12, type, &N, &D);
-    void *dtimes = pm_out_or_none(args[16], "dtimes", type, 2, &N, &D);
-    ptrdiff_t R = ranks(&t), S = t.S, r = t.R;
-    const int learns = args[17] != Py_None || args[18] != Py_None || args[19] != Py_None;
-    const void *h =
-        learns || t.form == PM_CONCAT || t.form == PM_OUTPUTS ? pm_in(args[3], "h", type, 2, &N, &R) : NULL;
-    void *dlora_A = pm_out_or_none(args[17], "dlora_A", type, 3, &S, &r, &D);
-    void *dlora_B = pm_out_or_none(args[18], "dlora_B", type, 3, &S, &r, &O);
-    ptrdiff_t G = t.G, Q = t.Q, k = t.k;
-    void *dweights = t.ids ? pm_out_or_none(args[19], "dweights", type, 2, &G, &k)
-                           : pm_out_or_none(args[19], "dweights", type, 3, &G, &Q, &S);
-    if (PyErr_Occurred()) return NULL;
-    if ((learns && !(t.lora_A && x)) || (reading.activation && !x))
-        return PyErr_Format(PyExc_TypeError, "%s: expected a numpy array, got NoneType", x ? "lora_A" : "x");
-    if (dweights && !t.weights)
-        return PyErr_Format(PyExc_TypeError, "weights: expected a numpy array, got NoneType");
-    if (dx && !weight.panels && !t.lora_A)
-        return PyErr_Format(PyExc_TypeError, "weight: expected an array where lora_A is None, got None");
+    const Py_ssize_t n = nargs - 6;
+    if (check_layers(n, "linear_bwd")) return NULL;
+    PyObject *const *first = read_layer(args[6], 14);
+    if (!first) return NULL;
+    ptrdiff_t N = -1, D = -1;
+    const int i = args[0] != Py_None ? 0 : 4; /* what every array must be like: x, dx or dy */
+    const int type = args[i] != Py_None ? pm_real(args[i], i ? "dx" : "x") : pm_real(first[0], "dy");
+    const void *x = pm_in_or_none(args[0], "x", type, 2, &N, &D);
+    void *dx = pm_out_or_none(args[4], "dx", type, 2, &N, &D);
+    const struct pm_reading reading = read_reading(args + 1, type, &N, &D);
+    const void *onto = pm_in_or_none(args[3], "onto", type, 2, &N, &D);
+    void *dtimes = pm_out_or_none(args[5], "dtimes", type, 2, &N, &D);
+    struct pm_layer layers[PM_LAYERS];
+    for (Py_ssize_t j = 0; j < n; j++) {
+        PyObject *const *a = read_layer(args[6 + j], 14);
+        if (!a) return NULL;
+        layers[j] = read_layer_bwd(a, type, &N, &D, dx != NULL, x != NULL);
+        if (PyErr_Occurred()) return NULL;
+    }
+    if (reading.activation && !x)
+        return PyErr_Format(PyExc_TypeError, "x: expected a numpy array, got NoneType");
     if (dtimes && !(dx && reading.times))
         return PyErr_Format(PyExc_TypeError, "%s: expected a numpy array, got NoneType", dx ? "times" : "dx");
     if (onto && reading.activation)
         return PyErr_Format(PyExc_TypeError, "onto: expected None with an activation, got an array");
     int failed;
-    PM_TRY(failed, type, pm_linear_bwd, N, D, O, dy, weight, x, reading, h, &t, onto, dx, dtimes, dlora_A,
-           dlora_B, dweights);
+    PM_TRY(failed, type, pm_linear_bwd, N, D, x, reading, n, layers, onto, dx, dtimes);
     if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
 PyMethodDef pm_methods_linear[] = {
     PM_METHOD(linear_fwd,
-              "linear_fwd(x, weight, bias, lora_A, lora_B, weights, ids, adapter_ids, cu_seqlens, "
-              "scale, form, activation, times, y, h, /)\n--\n\n"
-              "y = x W^T + bias + h B_g with h = scale * x A_g^T; weight is packed. form: 0 mix, 1 "
+              "linear_fwd(x, activation, times, /, *layers)\n--\n\n"
+              "y = x W^T + bias + h B_g with h = scale * x A_g^T, for each layer (weight, bias, lora_A, "
+              "lora_B, weights, "
+              "ids, adapter_ids, cu_seqlens, scale, form, y, h); weight is packed. form: 0 mix, 1 "
               "concat, 2 outputs. activation: 0 none, 1 relu, 2 gelu, 3 gelu_tanh, 4 silu; then x stands "
               "for activation(x) * times."),
-    PM_METHOD(
-        linear_bwd,
-        "linear_bwd(dy, weight, x, h, lora_A, lora_B, weights, ids, adapter_ids, cu_seqlens, scale, form, "
-        "activation, times, onto, dx, dtimes, dlora_A, dlora_B, dweights, /)\n--\n\nGradients of "
-        "linear_fwd; weight is the packed transpose."),
+    PM_METHOD(linear_bwd,
+              "linear_bwd(x, activation, times, onto, dx, dtimes, /, *layers)\n--\n\nGradients of "
+              "linear_fwd, for each layer (dy, weight, h, lora_A, lora_B, weights, ids, adapter_ids, "
+              "cu_seqlens, scale, "
+              "form, dlora_A, dlora_B, dweights); weight is the packed transpose. dx is their sum."),
     { NULL, NULL, 0, NULL },
 };

@@ -37,7 +37,7 @@ def dense(x: Any, weight: Any, bias: Any = None) -> tuple[Array, DenseSaved]:
     if weight.ndim != 2:
         raise ValueError(f"weight: expected shape (O, D), got {weight.shape}")
     y = _core.empty((*x.shape[:1], len(weight)), x.dtype)
-    _core.linear_fwd(x, pack(weight), bias, *NO_TERM, y, None)
+    _core.linear_fwd(x, 0, None, (pack(weight), bias, *NO_TERM, y, None))
     return y, DenseSaved(x, weight, bias)
 
 
@@ -51,8 +51,7 @@ def dense_backward(saved: DenseSaved, dy: Any, needs: set[str] | None = None) ->
 
     grads = DenseGrads(empty("x", x), empty("weight", weight), empty("bias", bias))
     if grads.dx is not None:
-        _core.linear_bwd(
-            dy, pack(weight, transpose=True), None, None, *NO_TERM, None, grads.dx, None, None, None, None
-        )
+        panels = pack(weight, transpose=True)
+        _core.linear_bwd(None, 0, None, None, grads.dx, None, (dy, panels, None, *NO_TERM, None, None, None))
     _core.dense_bwd_weight(dy, x, grads.dweight, grads.dbias)
     return grads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
@@ -16,7 +17,7 @@ Mixing = Literal["factors", "outputs"]
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 MIX, CONCAT, OUTPUTS = range(3)  # as the extension counts them
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
-NO_TERM = (None, None, None, None, None, None, 1.0, MIX, 0, None)  # a plain product: lora_A ... times
+NO_TERM = (None, None, None, None, None, None, 1.0, MIX)  # a plain product: lora_A ... form
 
 CONCAT_BELOW = 4
 """Tokens per group under which ``auto`` puts the skills side by side: mixing costs more than it saves."""
@@ -208,7 +209,66 @@ def linear(
             "outputs" with several heads.
         IndexError: an adapter id without a group, an id without an expert.
     """
-    x = real(x)
+    x, reading = real(x), (_reading(activation), like_or_none(x, times))
+    layer, saved = _layer(
+        x,
+        reading,
+        weight,
+        bias,
+        lora_A,
+        lora_B,
+        weights,
+        adapter_ids,
+        cu_seqlens,
+        scale,
+        formulation,
+        mixing,
+        ids,
+    )
+    _core.linear_fwd(x, *reading, layer)
+    return layer[-2], saved
+
+
+def linears(
+    x: Any, layers: Sequence[Mapping[str, Any]], activation: Activation | None = None, times: Any = None
+) -> tuple[list[Array], list[LinearSaved]]:
+    """:func:`linear` of the same x for each of the layers, which are mappings of its other arguments, at most
+    eight: the same bits, but rows of x are brought to the products once.
+
+    Returns:
+        y [N, O] of each layer, and what :func:`linears_backward` needs.
+
+    Raises:
+        as :func:`linear`; TypeError for no layer or more than eight.
+    """
+    x, reading = real(x), (_reading(activation), like_or_none(x, times))
+    made = [_layer(x, reading, **layer) for layer in layers]
+    _core.linear_fwd(x, *reading, *(layer for layer, _ in made))
+    return [layer[-2] for layer, _ in made], [saved for _, saved in made]
+
+
+def _reading(activation: Activation | None) -> int:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {list(ACTIVATIONS)}, got {activation!r}")
+    return ACTIVATIONS[activation]
+
+
+def _layer(
+    x: Array,
+    reading: tuple[int, Array | None],
+    weight: Any,
+    bias: Any = None,
+    lora_A: Any = None,
+    lora_B: Any = None,
+    weights: Any = None,
+    adapter_ids: Any = None,
+    cu_seqlens: Any = None,
+    scale: float = 1.0,
+    formulation: Formulation = "auto",
+    mixing: Mixing = "factors",
+    ids: Any = None,
+) -> tuple[tuple[Any, ...], LinearSaved]:
+    """A layer as the extension takes it, y and h at its end, and what is saved of it."""
     if weight is not None and not isinstance(weight, PackedWeight):
         weight = PackedWeight(like(x, weight))
     if formulation not in ("auto", "mix", "concat"):
@@ -217,10 +277,8 @@ def linear(
         raise ValueError(f"mixing: expected 'factors' or 'outputs', got {mixing!r}")
     if ids is not None and mixing == "factors":
         raise ValueError("ids: expected None (factors are mixed by dense weights), got an array")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: expected one of {list(ACTIVATIONS)}, got {activation!r}")
     # one by one: generators cost more than they convert, where a token is written
-    bias, times = like_or_none(x, bias), like_or_none(x, times)
+    bias = like_or_none(x, bias)
     lora_A, lora_B, weights = like_or_none(x, lora_A), like_or_none(x, lora_B), like_or_none(x, weights)
     ids, adapter_ids = index_or_none(ids, "ids"), index_or_none(adapter_ids, "adapter_ids")
     cu_seqlens = index_or_none(cu_seqlens, "cu_seqlens")
@@ -235,13 +293,10 @@ def linear(
         h = _core.empty((len(x), lora_A.shape[1] * _side_by_side(form, lora_A, weights, ids)), x.dtype)
     n_out = weight.shape[0] if weight is not None else 0 if lora_B is None else lora_B.shape[-1]
     y = _core.empty((*x.shape[:1], n_out), x.dtype)
-    panels = None if weight is None else weight.panels
     term = (lora_A, lora_B, weights, ids, adapter_ids, cu_seqlens, scale, form)
-    reading = (ACTIVATIONS[activation], times)
-    _core.linear_fwd(x, panels, bias, *term, *reading, y, h)
-    if lora_A is None and activation is None:
-        x = x[:0].copy()
-    return y, LinearSaved(x, weight, *term, *reading, h)
+    layer = (None if weight is None else weight.panels, bias, *term, y, h)
+    kept = x[:0].copy() if lora_A is None and not reading[0] else x
+    return layer, LinearSaved(kept, weight, *term, *reading, h)
 
 
 def _side_by_side(form: int, lora_A: Array, weights: Array | None, ids: Array | None) -> int:
@@ -265,21 +320,40 @@ def linear_backward(
 
     ``onto`` [N, D], if given, is added to dx, which saves a pass over both.
     """
-    x, weight, lora_A, lora_B, weights = saved[:5]
-    dy = like(x, dy)
+    return linears_backward([saved], [dy], [needs], onto)[0]
 
-    def empty(name: str, a: Array | None) -> Array | None:
-        return _core.empty(a.shape, a.dtype) if a is not None and wants(needs, name) else None
 
-    dtimes = empty("times", saved.times)
+def linears_backward(
+    saved: Sequence[LinearSaved],
+    dys: Sequence[Any],
+    needs: Sequence[set[str] | None] | None = None,
+    onto: Any = None,
+) -> list[LinearGrads]:
+    """Gradients of :func:`linears`, for ``dys`` [N, O] of each layer; of each those in its ``needs``. dx and
+    dtimes are sums over the layers and stand in the first alone."""
+    needs = [None] * len(saved) if needs is None else needs
+    first = saved[0]
+    x, times = next((s.x for s in saved if len(s.x)), first.x), first.times
+    dys = [like(x, dy) for dy in dys]
+
+    def empty(a: Array | None, wanted: bool) -> Array | None:
+        return _core.empty(a.shape, a.dtype) if a is not None and wanted else None
+
+    dtimes = empty(times, wants(needs[0], "times"))
     dx = None
-    if wants(needs, "x") or dtimes is not None:
-        dx = _core.empty((*dy.shape[:1], *x.shape[1:]), x.dtype)
-    grads = LinearGrads(
-        dx, empty("lora_A", lora_A), empty("lora_B", lora_B), empty("weights", weights), dtimes
-    )
-    panels = None if dx is None or weight is None else weight.transpose()
-    read = x if lora_A is not None or saved.activation else None
-    onto, after = (None, onto) if saved.activation else (like_or_none(x, onto), None)
-    _core.linear_bwd(dy, panels, read, saved.h, *saved[2:-1], onto, dx, dtimes, *grads[1:4])
-    return grads if after is None or dx is None else grads._replace(dx=dx + like(x, after))
+    if any(wants(n, "x") for n in needs) or dtimes is not None:
+        dx = _core.empty((*dys[0].shape[:1], *x.shape[1:]), x.dtype)
+    layers, grads = [], []
+    for s, dy, n in zip(saved, dys, needs, strict=True):
+        panels = None if dx is None or s.weight is None else s.weight.transpose()
+        learnt = [empty(getattr(s, name), wants(n, name)) for name in ("lora_A", "lora_B", "weights")]
+        layers.append((dy, panels, s.h, *s[2:10], *learnt))
+        grads.append(LinearGrads(None, *learnt))
+    activated = bool(first.activation)
+    read = x if activated or any(s.lora_A is not None for s in saved) else None
+    onto, after = (None, onto) if activated else (like_or_none(x, onto), None)
+    _core.linear_bwd(read, first.activation, times, onto, dx, dtimes, *layers)
+    if after is not None and dx is not None:
+        dx += like(x, after)
+    grads[0] = grads[0]._replace(dx=dx, dtimes=dtimes)
+    return grads

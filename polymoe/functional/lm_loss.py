@@ -65,7 +65,8 @@ def lm_loss(
         if dx is not None:
             share = float(w[rows].sum()) / total if total else 0.0
             dlogits = cross_entropy_backward(saved, share).dlogits
-            _core.linear_bwd(dlogits, panels, None, None, *NO_TERM, None, dx[rows], *[None] * 4)
+            layer = (dlogits, panels, None, *NO_TERM, None, None, None)
+            _core.linear_bwd(None, 0, None, None, dx[rows], None, layer)
     loss = float((w * per_token).sum()) / total if total else 0.0
     return np.asarray(loss, x.dtype), LmLossSaved(dx, per_token)
 

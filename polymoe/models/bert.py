@@ -64,7 +64,7 @@ class BertSelfAttention(Module):
 
     def __call__(self, x: Any, batch: Batch) -> Any:
         """x [N, D] to the heads' outputs side by side, [N, D]."""
-        q, k, v = self.query(x, batch), self.key(x, batch), self.value(x, batch)
+        q, k, v = tape.together(x, lambda x: (self.query(x, batch), self.key(x, batch), self.value(x, batch)))
         return tape.attention(q, k, v, batch.cu_seqlens, self.n_heads)
 
 

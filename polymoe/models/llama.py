@@ -58,7 +58,10 @@ class LlamaAttention(Module):
 
     def __call__(self, x: Any, batch: Batch, rotate: Rotation) -> Any:
         """x [N, D] to [N, D]."""
-        q, k, v = rotate(self.q_proj(x, batch)), rotate(self.k_proj(x, batch)), self.v_proj(x, batch)
+        q, k, v = tape.together(
+            x, lambda x: (self.q_proj(x, batch), self.k_proj(x, batch), self.v_proj(x, batch))
+        )
+        q, k = rotate(q), rotate(k)
         offsets, lengths = batch.cu_seqlens, None
         if batch.cache is not None:
             k, v, lengths = batch.cache.extend(self, k, v, offsets)
@@ -82,7 +85,7 @@ class LlamaMLP(FeedForward):
 
     def compute(self, x: Any, project: Callable[[str, Any], Any]) -> Any:
         """The formula, with ``project(name, h)`` for each of ``projections``."""
-        gate, up = project("gate_proj", x), project("up_proj", x)
+        gate, up = tape.together(x, lambda x: (project("gate_proj", x), project("up_proj", x)))
         return project("down_proj", tape.Activated(gate, "silu", up))
 
 

@@ -67,7 +67,7 @@ class T5SelfAttention(T5Attention):
 
     def __call__(self, x: Any, batch: Batch, meets: Meeting) -> Any:
         """x [N, D] to [N, D]."""
-        q, k, v = self.q(x, batch), self.k(x, batch), self.v(x, batch)
+        q, k, v = tape.together(x, lambda x: (self.q(x, batch), self.k(x, batch), self.v(x, batch)))
         offsets, lengths = batch.cu_seqlens, None
         if batch.cache is not None:
             k, v, lengths = batch.cache.extend(self, k, v, offsets)
@@ -85,9 +85,10 @@ class T5CrossAttention(T5Attention):
     def __call__(self, x: Any, batch: Batch, meets: Meeting) -> Any:
         """x [N, D] to [N, D]."""
 
-        def read() -> tuple[Any, Any]:
-            assert meets.source is not None
-            return self.k(meets.states, meets.source), self.v(meets.states, meets.source)
+        def read() -> list[Any]:
+            source = meets.source
+            assert source is not None
+            return tape.together(meets.states, lambda x: (self.k(x, source), self.v(x, source)))
 
         if batch.cache is not None:
             sources = batch.cache.sources
@@ -121,7 +122,7 @@ class T5DenseGatedActDense(T5DenseActDense):
 
     def compute(self, x: Any, project: Callable[[str, Any], Any]) -> Any:
         """The formula, with ``project(name, h)`` for each of ``projections``."""
-        gate, up = project("wi_0", x), project("wi_1", x)
+        gate, up = tape.together(x, lambda x: (project("wi_0", x), project("wi_1", x)))
         return project("wo", tape.Activated(gate, self.activation, up))
 
 

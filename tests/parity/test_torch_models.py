@@ -382,7 +382,9 @@ def test_mixing_is_done_once_for_a_text_and_once_for_a_task(monkeypatch):
     mixed, linear = [], []
     mix_fwd, linear_fwd = _core.mix_fwd, _core.linear_fwd
     monkeypatch.setattr(_core, "mix_fwd", lambda *a: mixed.append(a[0].shape) or mix_fwd(*a))
-    monkeypatch.setattr(_core, "linear_fwd", lambda *a: linear.append(a[5]) or linear_fwd(*a))
+    monkeypatch.setattr(
+        _core, "linear_fwd", lambda *a: linear.extend(layer[4] for layer in a[3:]) or linear_fwd(*a)
+    )
     tokens = torch.tensor([[1, 5], [1, 7], [1, 6], [1, 9]])
     mask = torch.ones_like(tokens)
     model.generate(

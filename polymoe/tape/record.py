@@ -1,29 +1,12 @@
-"""Reverse-mode recording of the pairs in :mod:`polymoe.functional`.
-
-Every function here has the name and the arguments of the functional one and returns only its ``y``. Under a
-tape, an operation that has a :class:`Node` among its arguments returns a ``Node``; arguments that need no
-gradient stay plain arrays all the way, so whatever lies below the lowest trainable parameter is never
-differentiated.
-
-A ``Node`` has no operators and refuses to become an array: a forgotten operation is a TypeError, never a
-silently cut gradient.
-
-    with Tape() as tape:
-        loss = tape_function(...)
-    tape.backward(loss)                 # Parameter.grad now holds (adds) the gradients
-"""
+"""The record of a forward pass: values with a gradient, and the tape that replays what made them."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-
-from polymoe import functional as F
-from polymoe.functional.linear import Activation
 
 _current: ContextVar[Tape | None] = ContextVar("polymoe_tape", default=None)
 _losses: ContextVar[list[Any] | None] = ContextVar("polymoe_losses", default=None)
@@ -76,35 +59,25 @@ class Node:
         return f"{type(self).__name__}(shape={self.data.shape}, dtype={self.data.dtype})"
 
 
-class Activated:
-    """``activation(x) * times``, which nobody has computed yet.
+class Deferred:
+    """A value that nobody has computed yet: whoever reads it asks for the ``whole``."""
 
-    :func:`linear` forms it as it reads x, without an array of its own. Every other function asks for the
-    whole, which is then kept for whoever reads it next.
-    """
+    __slots__ = ()
+    kinds: ClassVar[set[type]] = set()
 
-    __slots__ = ("activation", "times", "whole", "x")
-
-    def __init__(self, x: Any, activation: Activation, times: Any = None) -> None:
-        self.x, self.activation, self.times = x, activation, times
-        self.whole: Any = None
+    def __init_subclass__(cls) -> None:
+        Deferred.kinds.add(cls)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the value."""
-        return tuple(self.x.shape)
-
-    def form(self) -> Any:
-        """The value itself."""
-        if self.whole is None:
-            name, *approximate = self.activation.split("_")
-            y = {"relu": relu, "gelu": gelu, "silu": silu}[name](self.x, *approximate)
-            self.whole = y if self.times is None else multiply(y, self.times)
-        return self.whole
+    def whole(self) -> Any:
+        """The value itself, a node or an array, kept for whoever reads it next."""
+        raise NotImplementedError
 
 
-class _Record(NamedTuple):
-    output: Gradient
+class Record(NamedTuple):
+    """One operation: ``output.grad`` is what ``backward(saved, dy)`` is called with."""
+
+    output: Any
     saved: Any
     backward: Callable[..., Any]
     inputs: dict[str, Gradient]  # by the name of the argument
@@ -112,10 +85,10 @@ class _Record(NamedTuple):
     adds: bool  # backward takes `onto`, what dx is added to
 
 
-class _Forgotten(list[_Record]):
+class _Forgotten(list[Record]):
     """Records of which none is kept: values still say that they depend on something trained."""
 
-    def append(self, record: _Record) -> None:
+    def append(self, record: Record) -> None:
         """Let go of it."""
 
 
@@ -127,7 +100,7 @@ class Tape:
     """
 
     def __init__(self) -> None:
-        self.records: list[_Record] = []
+        self.records: list[Record] = []
         self.losses: list[Node | np.ndarray] = []
         self.dlosses = 1.0
 
@@ -192,92 +165,15 @@ def current_tape() -> Tape | None:
     return _current.get()
 
 
+def whole_of(x: Any) -> Any:
+    """``x``, or what it stands for if that was not computed yet."""
+    return x.whole if isinstance(x, Deferred) else x
+
+
 def data_of(x: Any) -> Any:
     """The array of a node, or ``x`` itself."""
-    x = x.form() if isinstance(x, Activated) else x
+    x = whole_of(x)
     return x.data if isinstance(x, Node) else x
-
-
-def differentiable(
-    forward: Callable[..., Any], backward: Callable[..., Any], beside: str | None = None
-) -> Callable[..., Any]:
-    """``forward -> (y, saved)`` as a recorded operation; ``backward(saved, dy)`` gives ``d<argument>, ...``.
-
-    ``beside`` names a field of ``saved``, an array without gradient, that is returned beside ``y``."""
-    signature = inspect.signature(forward)
-    parameters = tuple(signature.parameters)
-    takes = inspect.signature(backward).parameters
-    selective, adds, activates = "needs" in takes, "onto" in takes, "activation" in parameters
-
-    def op(*args: Any, **kwargs: Any) -> Any:
-        tape = _current.get()
-        given = (*args, *kwargs.values())
-        if tape is None and Activated not in map(type, given):  # nothing is recorded
-            plain = [a.data if isinstance(a, Node) else a for a in args]
-            y, saved = forward(*plain, **{k: a.data if isinstance(a, Node) else a for k, a in kwargs.items()})
-            return y if beside is None else (y, getattr(saved, beside))
-        bound = dict(zip(parameters, args, strict=False)) | kwargs
-        if len(bound) != len(given):
-            signature.bind(*args, **kwargs)  # too many arguments, or one given twice: it says which
-        for name, value in tuple(bound.items()):
-            if not isinstance(value, Activated):
-                continue
-            if activates and name == "x" and value.whole is None:
-                bound |= {"x": value.x, "activation": value.activation, "times": value.times}
-            else:
-                bound[name] = value.form()
-        gradients = {
-            name: value.gradient
-            for name, value in bound.items()
-            if isinstance(value, Node) and getattr(value, "trainable", True)
-        }
-        y, saved = forward(**{name: data_of(value) for name, value in bound.items()})
-        output = y
-        if tape is not None and gradients:
-            output = Node(y)
-            tape.records.append(_Record(output.gradient, saved, backward, gradients, selective, adds))
-        return output if beside is None else (output, getattr(saved, beside))
-
-    op.__name__ = op.__qualname__ = forward.__name__
-    returns = "y alone" if beside is None else f"y and saved.{beside}"
-    op.__doc__ = (
-        f"{forward.__doc__}\n\n    Differentiable form of "
-        f":func:`polymoe.functional.{forward.__name__}`: returns {returns}."
-    )
-    return op
-
-
-linear = differentiable(F.linear, F.linear_backward)
-moe = differentiable(F.moe, F.moe_backward)
-dense = differentiable(F.dense, F.dense_backward)
-expert_dense = differentiable(F.expert_dense, F.expert_dense_backward)
-mix = differentiable(F.mix, F.mix_backward)
-task_router = differentiable(F.task_router, F.task_router_backward)
-tensor_product = differentiable(F.tensor_product, F.tensor_product_backward)
-softmax_router = differentiable(F.softmax_router, F.softmax_router_backward)
-topk_router = differentiable(F.topk_router, F.topk_router_backward, beside="ids")
-balance_loss = differentiable(F.balance_loss, F.balance_loss_backward)
-layer_norm = differentiable(F.layer_norm, F.layer_norm_backward)
-rms_norm = differentiable(F.rms_norm, F.rms_norm_backward)
-rope = differentiable(F.rope, F.rope_backward)
-silu = differentiable(F.silu, F.silu_backward)
-gelu = differentiable(F.gelu, F.gelu_backward)
-relu = differentiable(F.relu, F.relu_backward)
-multiply = differentiable(F.multiply, F.multiply_backward)
-add = differentiable(F.add, F.add_backward)
-scale_by = differentiable(F.scale_by, F.scale_by_backward)
-l2_normalize = differentiable(F.l2_normalize, F.l2_normalize_backward)
-attention = differentiable(F.attention, F.attention_backward)
-embedding = differentiable(F.embedding, F.embedding_backward)
-mean_pool = differentiable(F.mean_pool, F.mean_pool_backward)
-attention_pool = differentiable(F.attention_pool, F.attention_pool_backward)
-dropout = differentiable(F.dropout, F.dropout_backward)
-concat = differentiable(F.concat, F.concat_backward)
-reshape = differentiable(F.reshape, F.reshape_backward)
-ibp_loss = differentiable(F.ibp_loss, F.ibp_loss_backward)
-cross_entropy = differentiable(F.cross_entropy, F.cross_entropy_backward)
-mse = differentiable(F.mse, F.mse_backward)
-lm_loss = differentiable(F.lm_loss, F.lm_loss_backward, beside="per_token")
 
 
 def auxiliary(loss: Any) -> None:
@@ -318,5 +214,5 @@ def checkpoint(fn: Callable[..., Any], *args: Any) -> Any:
         again.gradient.accumulate(dy)
         inner._replay(tape.dlosses)
 
-    tape.records.append(_Record(output.gradient, None, backward, {}, False, False))
+    tape.records.append(Record(output.gradient, None, backward, {}, False, False))
     return output
