@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from polymoe.data.order import integers
 
 CHUNK = 1024
 """Texts that are encoded together: bounds the memory that the library's results take."""
+
+PROBE = "The cat's 1984 naïve   houses: UNLIKELY, don't you think?\n\tx_1 = (a+b)/2 -- 你好, a@b.example 🙂"
+"""What tokenizers of the same tokens cut in different ways."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +113,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of token ids, added tokens included."""
         return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def digest(self) -> str:
+        """The same for tokenizers with the same tokens that cut a text of all sorts alike."""
+        tokens = sorted(self.tokenizer.get_vocab(with_added_tokens=True).items())
+        return blake2b(repr((tokens, self.tokenizer.encode(PROBE).ids)).encode(), digest_size=16).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Ids of n texts; an empty text is its special tokens. TypeError for anything that is no string."""

@@ -63,6 +63,7 @@ class Objective(Module):
     def __init__(self) -> None:
         self.task_names: tuple[str, ...] = ()
         self.max_length: int | None = None
+        self.tokenizer_digest: str | None = None
 
     @property
     def prepared(self) -> bool:
@@ -76,7 +77,7 @@ class Objective(Module):
         Texts will be cut to ``max_length`` tokens where the base takes more. Test is not looked at.
         """
         model.tasks.ids(list(tasks))
-        self.max_length = max_length
+        self.max_length, self.tokenizer_digest = max_length, _digest(model)
         self._prepare(model, tasks)
         self.task_names = tuple(tasks)
 
@@ -209,12 +210,24 @@ class Objective(Module):
 
     def settings(self) -> dict[str, Any]:
         """What :meth:`restore` needs beside the parameters, as JSON values."""
-        return {"name": self.name, "tasks": list(self.task_names), "max_length": self.max_length}
+        return {
+            "name": self.name,
+            "tasks": list(self.task_names),
+            "max_length": self.max_length,
+            "tokenizer": self.tokenizer_digest,
+        }
 
     def restore(self, model: Any, settings: Mapping[str, Any], parameters: Mapping[str, np.ndarray]) -> None:
-        """Become the objective that gave these settings and parameters. ValueError where they do not fit."""
+        """Become the objective that gave these settings and parameters. ValueError where they do not fit, or
+        where texts become other tokens."""
         model.tasks.ids(settings["tasks"])
-        self.max_length = settings["max_length"]
+        made, here = settings.get("tokenizer"), _digest(model)
+        if None not in (made, here) and made != here:
+            raise ValueError(
+                f"tokenizer: expected the one that this was trained with (digest {made}), got that of "
+                f"{model.base.name!r} ({here})"
+            )
+        self.max_length, self.tokenizer_digest = settings["max_length"], made
         self._restore(model, settings)
         own = dict(self.named_parameters())
         if own.keys() != parameters.keys():
@@ -245,6 +258,12 @@ class Objective(Module):
         for name in dict.fromkeys(names):
             if name not in self.task_names:
                 raise KeyError(f"task: expected one of {list(self.task_names)}, got {name!r}")
+
+
+def _digest(model: Any) -> str | None:
+    """Of the base's tokenizer; None where it has none, or numbers in the place of texts."""
+    own = model.base.tokenizer
+    return own.digest if isinstance(own, Tokenizer) else None
 
 
 def read_objective_files(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
