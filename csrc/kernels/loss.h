@@ -6,13 +6,14 @@
 static void FN(cross_entropy_fwd)(ptrdiff_t start, ptrdiff_t end, ptrdiff_t label,
                                   const real *restrict logits, real *restrict loss, real *restrict lse)
 {
-    const ptrdiff_t n = end - start;
+    const ptrdiff_t n = end - start, whole = n / LANES * LANES;
     const real *x = logits + start;
-    real top = x[0];
-    for (ptrdiff_t c = 1; c < n; c++) top = x[c] > top ? x[c] : top;
-    vec acc = { 0 };
-    for (ptrdiff_t c = 0; c < n; c += LANES)
-        acc += FN(vexp)(FN(load_part)(x + c, n - c < LANES ? n - c : LANES, -INFINITY) - top);
+    const vec rest = FN(load_part)(x + whole, n - whole, -INFINITY);
+    vec tops = rest, acc = { 0 };
+    for (ptrdiff_t c = 0; c < whole; c += LANES) tops = FN(vmax)(*(const vec *)(x + c), tops);
+    const real top = FN(vtop)(tops);
+    for (ptrdiff_t c = 0; c < whole; c += LANES) acc += FN(vexp)(*(const vec *)(x + c) - top);
+    acc += FN(vexp)(rest - top);
     *lse = top + (real)log((double)FN(vsum)(acc));
     *loss = *lse - logits[label];
 }
@@ -20,10 +21,12 @@ static void FN(cross_entropy_fwd)(ptrdiff_t start, ptrdiff_t end, ptrdiff_t labe
 static void FN(cross_entropy_bwd)(ptrdiff_t C, ptrdiff_t start, ptrdiff_t end, ptrdiff_t label,
                                   const real *restrict logits, real lse, real dloss, real *restrict dlogits)
 {
-    memset(dlogits, 0, (size_t)C * sizeof(real));
-    for (ptrdiff_t c = start; c < end; c += LANES) {
-        const ptrdiff_t part = end - c < LANES ? end - c : LANES;
-        FN(store_part)(dlogits + c, part, FN(vexp)(FN(load_part)(logits + c, part, 0) - lse) * dloss);
-    }
+    const ptrdiff_t whole = start + (end - start) / LANES * LANES;
+    memset(dlogits, 0, (size_t)start * sizeof(real));
+    for (ptrdiff_t c = start; c < whole; c += LANES)
+        *(vec *)(dlogits + c) = FN(vexp)(*(const vec *)(logits + c) - lse) * dloss;
+    FN(store_part)(dlogits + whole, end - whole,
+                   FN(vexp)(FN(load_part)(logits + whole, end - whole, 0) - lse) * dloss);
+    memset(dlogits + end, 0, (size_t)(C - end) * sizeof(real));
     dlogits[label] -= dloss;
 }
