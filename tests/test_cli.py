@@ -24,22 +24,15 @@ def call(*argv):
     return 0
 
 
+def training(base, data, output, flags):
+    """The verb train with the words of ``flags``."""
+    return ["train", "--base", str(base), "--data", str(data), *flags.split(), "--output", str(output)]
+
+
 def test_train_leaves_the_run_folder_and_prints_the_summary(base, data, tmp_path, capsys):
     out = tmp_path / "run"
-    flags = [
-        "--method",
-        "mhr",
-        "--n-splits",
-        "2",
-        "--objective",
-        "classify",
-        "--epochs",
-        "2",
-        "--seed",
-        "3",
-        "--json",
-    ]
-    assert call("train", "--base", base, "--data", data, *flags, "--output", out) == 0
+    flags = "--method mhr --n-splits 2 --objective classify --epochs 2 --seed 3 --json"
+    assert call(*training(base, data, out, flags)) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary == json.loads((out / "summary.json").read_text())
     for key in ("train_seconds", "steps", "real_tokens", "tokens_per_second", "peak_rss_bytes"):
@@ -97,8 +90,8 @@ def test_a_recipe_is_overridden_by_flags(run, base, data, tmp_path, capsys):
 
 def test_patterns_are_flags_and_stay_in_the_recipe(base, data, tmp_path):
     out, pattern = tmp_path / "run", {r"layer\.0\..*": 3, "dense": 2}
-    flags = ["--method", "mosld", "--n-skills-pattern", r"layer\.0\..*", "3", "dense", "2"]
-    assert call("train", "--base", base, "--data", data, "--epochs", "1", "--output", out, *flags) == 0
+    flags = r"--epochs 1 --method mosld --n-skills-pattern layer\.0\..* 3 dense 2"
+    assert call(*training(base, data, out, flags)) == 0
     assert yaml.safe_load((out / "recipe.yaml").read_text())["adapter"]["n_skills_pattern"] == pattern
     layers = load_run(out).model.adapter.layers
     assert [layers[f"encoder.layer.{i}.attention.self.query"].experts.n_experts for i in (0, 1)] == [3, 5]
@@ -156,12 +149,7 @@ def test_help_of_every_verb_names_its_flags(capsys):
 def test_match_on_free_text_trains_and_ranks_candidates(base, tmp_path, capsys):
     data = write_tasks(tmp_path, texts())
     out = tmp_path / "run"
-    assert (
-        call(
-            "train", "--base", base, "--data", data, "--objective", "match", "--epochs", "1", "--output", out
-        )
-        == 0
-    )
+    assert call(*training(base, data, out, "--objective match --epochs 1")) == 0
     capsys.readouterr()
     candidates = ["the cat sees", "a dog"]
     assert call("predict", out, "--task", "animal", "--input", "a dog", "--candidates", *candidates) == 0
@@ -169,21 +157,9 @@ def test_match_on_free_text_trains_and_ranks_candidates(base, tmp_path, capsys):
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(base, data, tmp_path):
-    flags = [
-        "train",
-        "--base",
-        base,
-        "--data",
-        data,
-        "--method",
-        "poly",
-        "--epochs",
-        "6",
-        "--batch-size",
-        "2",
-    ]
-    assert call(*flags, "--output", tmp_path / "whole") == 0
-    command = [sys.executable, "-m", "polymoe", *flags, "--output", str(tmp_path / "part")]
+    flags = "--method poly --epochs 6 --batch-size 2"
+    assert call(*training(base, data, tmp_path / "whole", flags)) == 0
+    command = [sys.executable, "-m", "polymoe", *training(base, data, tmp_path / "part", flags)]
     part = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "part" / "metrics.jsonl"
     deadline = time.monotonic() + 600

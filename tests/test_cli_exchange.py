@@ -4,16 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
-from test_cli import call
+from test_cli import call, training
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, base, data):
     """A finished run with heads."""
     output = str(tmp_path_factory.mktemp("runs") / "run")
-    flags = ["--method", "poly", "--objective", "classify", "--epochs", "4", "--batch-size", "4"]
-    flags += ["--learning-rate", "0.02", "--eval-steps", "1000"]
-    assert call("train", "--base", base, "--data", data, *flags, "--output", output) == 0
+    flags = (
+        "--method poly --objective classify --epochs 4 --batch-size 4 --learning-rate 0.02 --eval-steps 1000"
+    )
+    assert call(*training(base, data, output, flags)) == 0
     return output
 
 
@@ -43,20 +44,8 @@ def test_export_by_default_goes_into_the_run_and_tells_of_heads(run, tmp_path, c
 
 
 def test_export_of_a_mean_route(base, data, tmp_path, capsys):
-    train = [
-        "train",
-        "--base",
-        base,
-        "--data",
-        data,
-        "--method",
-        "smear",
-        "--epochs",
-        "2",
-        "--eval-steps",
-        "1000",
-    ]
-    assert call(*train, "--output", tmp_path / "run") == 0
+    flags = "--method smear --epochs 2 --eval-steps 1000"
+    assert call(*training(base, data, tmp_path / "run", flags)) == 0
     assert call("export", tmp_path / "run", "--task", "animal") == 1
     assert "mean_route" in capsys.readouterr().err
     flags = ["--task", "animal", "--mean-route", data, "--texts", data]

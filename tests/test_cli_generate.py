@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import call
+from test_cli import call, training
 from test_lm import folder
 from tiny_llama import tiny_config, tiny_state, write_gguf, write_llama
 from training_base import classes
@@ -28,8 +28,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for part, rows in parts.items():
             lines = (json.dumps({"input": x, "output": y}) for x, y in rows)
             (tmp / "data" / f"{name}.{part}.jsonl").write_text("\n".join(lines))
-    flags = ["--objective", "lm", "--method", "poly", "--r", "2", "--max-steps", "1", "--max-new-tokens", "3"]
-    assert call("train", "--base", tmp / "base", "--data", tmp / "data", *flags, "--output", tmp / "run") == 0
+    flags = "--objective lm --method poly --r 2 --max-steps 1 --max-new-tokens 3"
+    assert call(*training(tmp / "base", tmp / "data", tmp / "run", flags)) == 0
     return tmp
 
 
@@ -176,8 +176,7 @@ def test_a_base_that_does_not_fit_is_told_before_a_run_begins(
 ) -> None:
     base = shutil.copytree(place / "base", tmp_path / "base")
     message = spoil(base)
-    flags = ["--objective", "lm", "--template", "chat", "--method", "poly"]
-    train = ["train", "--base", base, "--data", place / "data", *flags, "--output", tmp_path / "run"]
+    train = training(base, place / "data", tmp_path / "run", "--objective lm --template chat --method poly")
     for command in (train, ["generate", "--base", base, "--chat", "--prompt", "a"]):
         assert call(*command) == 1
         assert message in capsys.readouterr().err
@@ -212,20 +211,20 @@ def test_a_gguf_file_that_is_not_read_is_told(
     ("flags", "message"),
     [
         (
-            ["--template", "instruction"],
+            "--template instruction",
             "template: expected tasks with a definition ('instruction'), got animal without one",
         ),
         (
-            ["--template", "chat", "--demonstrations", "2"],
+            "--template chat --demonstrations 2",
             "demonstrations: expected at most the 0 that animal has, got 2",
         ),
     ],
 )
 def test_a_template_that_does_not_fit_the_task_is_told(
-    place: Path, tmp_path: Path, flags: list[str], message: str, capsys: Any
+    place: Path, tmp_path: Path, flags: str, message: str, capsys: Any
 ) -> None:
-    train = ["train", "--base", place / "base", "--data", place / "data", "--objective", "lm"]
-    assert call(*train, *flags, "--output", tmp_path / "run") == 1
+    train = training(place / "base", place / "data", tmp_path / "run", "--objective lm " + flags)
+    assert call(*train) == 1
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 

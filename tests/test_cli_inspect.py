@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_cli import call
+from test_cli import call, training
 
 from polymoe.adapters import adapt
 from polymoe.models import load_base
@@ -15,8 +15,7 @@ from polymoe.models import load_base
 def by_token(tmp_path_factory, base, data):
     """A finished run whose router reads tokens."""
     output = str(tmp_path_factory.mktemp("runs") / "mola")
-    flags = ["--method", "mola", "--r", "2", "--n-skills", "3", "--epochs", "1", "--output", output]
-    assert call("train", "--base", base, "--data", data, *flags) == 0
+    assert call(*training(base, data, output, "--method mola --r 2 --n-skills 3 --epochs 1")) == 0
     return output
 
 
@@ -83,14 +82,13 @@ def test_without_texts_it_says_what_is_missing(by_token, data, capsys):
 
 
 def test_many_skills_are_named_by_weight(tmp_path, base, data, capsys):
-    flags = ["--n-skills", "14", "--r", "1", "--epochs", "1", "--output", tmp_path / "run"]
-    assert call("train", "--base", base, "--data", data, "--method", "poly", *flags) == 0
+    flags = "--method poly --n-skills 14 --r 1 --epochs 1"
+    assert call(*training(base, data, tmp_path / "run", flags)) == 0
     assert "most used of 14 skills" in show(capsys, tmp_path / "run")
 
 
 def test_lora_has_no_routing_to_show(tmp_path, base, data, capsys):
-    flags = ["--method", "lora", "--epochs", "1", "--output", tmp_path / "run"]
-    assert call("train", "--base", base, "--data", data, *flags) == 0
+    assert call(*training(base, data, tmp_path / "run", "--method lora --epochs 1")) == 0
     assert "one pair for everybody" in show(capsys, tmp_path / "run")
 
 
