@@ -11,8 +11,9 @@ from polymoe.functional._arrays import Array, index, like, like_or_none, real
 from polymoe.functional.linear import NO_TERM, PackedWeight, linear
 from polymoe.functional.loss import cross_entropy, cross_entropy_backward
 
-TOKENS = 64
-"""Tokens whose logits are there at once: [TOKENS, V]."""
+TOKENS = 128
+"""Tokens whose logits are there at once, [TOKENS, V]: a chunk of the products. With half as many the head is
+read twice as often (8 % more time in bfloat16), with twice as many nothing is gained."""
 
 
 class LmLossSaved(NamedTuple):
