@@ -83,6 +83,8 @@ def generate(
     results: list[list[Generation]] = [[] for _ in given]
     with model.without_noise(), batch_invariant():
         for batch in shortest_first(costs, max_tokens=batch_tokens):
+            if ids is not None:  # side by side, texts of a task read its factors once
+                batch = batch[np.argsort(ids[batch], kind="stable")]
             writers = [_Writer(base, config, int(keys[i]), int(i), on_text) for i in batch]
             _run(base, attach, [tokens[i] for i in batch], None if ids is None else ids[batch], writers)
             for i, writer in zip(batch, writers, strict=True):

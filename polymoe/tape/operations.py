@@ -59,9 +59,12 @@ def differentiable(
     def op(*args: Any, **kwargs: Any) -> Any:
         tape = current_tape()
         given = (*args, *kwargs.values())
-        if tape is None and Deferred.kinds.isdisjoint(map(type, given)):  # nothing is recorded
-            plain = [a.data if isinstance(a, Node) else a for a in args]
-            y, saved = forward(*plain, **{k: a.data if isinstance(a, Node) else a for k, a in kwargs.items()})
+        kinds = set(map(type, given))
+        if tape is None and kinds.isdisjoint(Deferred.kinds):  # nothing is recorded
+            if not kinds.isdisjoint(Node.kinds):
+                args = tuple(data_of(value) for value in args)
+                kwargs = {name: data_of(value) for name, value in kwargs.items()}
+            y, saved = forward(*args, **kwargs)
             return y if beside is None else (y, getattr(saved, beside))
         bound = dict(zip(parameters, args, strict=False)) | kwargs
         if len(bound) != len(given):

@@ -30,6 +30,10 @@ class Node:
     """A value on the tape: ``data`` (array) and, during backward, ``grad`` (array or None)."""
 
     __slots__ = ("data", "gradient")
+    kinds: ClassVar[set[type]] = set()
+
+    def __init_subclass__(cls) -> None:
+        Node.kinds.add(cls)
 
     def __init__(self, data: np.ndarray, gradient: Gradient | None = None) -> None:
         self.data = data
@@ -57,6 +61,9 @@ class Node:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.data.shape}, dtype={self.data.dtype})"
+
+
+Node.kinds.add(Node)
 
 
 class Deferred:

@@ -17,6 +17,9 @@ from polymoe.tape.record import Deferred, Gradient, Node, Record, current_tape, 
 Layer = dict[str, Any]
 """Arguments of :func:`linear` but x."""
 
+FEW = 32
+"""Rows of x whose staging costs less than to note who wants them: a step of writing a text."""
+
 ARGUMENTS = tuple(inspect.signature(F.linear).parameters)[1:]
 
 
@@ -99,7 +102,8 @@ def together(x: Any, products: Callable[[Any], Sequence[Any]]) -> list[Any]:
     >>> float(k[0, 0])
     2.0
     """
-    return [whole_of(y) for y in products(Shared(x))]
+    alone = current_tape() is None and len(data_of(x)) < FEW
+    return [whole_of(y) for y in products(x if alone else Shared(x))]
 
 
 @wraps(operations.linear)
