@@ -17,7 +17,7 @@ import pytest
 from polymoe import _core
 
 MATRIX = re.compile(r"(gemm|product|proj|outer|mix)_\w+(\.[\w.]+)?")
-MULTIPLY_ADD = re.compile(r"v(fmadd|dpbf16)")
+MULTIPLY_ADD = re.compile(r"v(fn?madd|dpbf16)")
 ON_THE_STACK = re.compile(r"\(%r[sb]p\b.*%[xyz]mm|%[xyz]mm.*\(%r[sb]p\b")
 TILE = 8  # multiply-adds from which on a loop is that of a tile
 

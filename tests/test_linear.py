@@ -278,6 +278,15 @@ def test_nothing_is_written_beyond_y(isa: str, N: int, O: int) -> None:
     assert np.all(memory[-guard:] == value)
 
 
+def test_panels_that_are_not_aligned_are_refused() -> None:
+    memory, y = _core.empty((2 * 5 * 16,), np.float32), np.zeros((1, 16), np.float32)
+    panels = memory[1 : 1 + 5 * 16].reshape(1, 5, 16)
+    message = "weight: expected panels at a multiple of 64 bytes, got 4 beyond one"
+    with pytest.raises(ValueError, match=message):
+        _core.linear_fwd(np.ones((1, 5), np.float32), 0, None, (panels, None, *NO_TERM, y, None))
+    assert not y.any()
+
+
 @pytest.mark.parametrize(("N", "D", "r"), [(1, 1, 1), (5, 17, 3), (130, 15, 9)])
 def test_nothing_is_written_beyond_gradients(isa: str, N: int, D: int, r: int) -> None:
     guard, n = 64, r * D

@@ -25,7 +25,12 @@ PM_INLINE void FN(gemm_fetch)(const int vecs, ptrdiff_t d, const struct FN(gemm_
     PM_UNROLLED_FOR (ptrdiff_t p = 0; p < panels; p++) __builtin_prefetch(line + p * j->panel_stride, 0, 2);
 }
 
-/* acc[i][v] += the product of a block of D: rows n and up, the strip that `panel` starts. */
+/* A vector of a panel: plain instruction sets multiply with memory only where it is aligned. */
+typedef real FN(panel_vec) __attribute__((vector_size(VBYTES), aligned(VBYTES), may_alias));
+
+/* acc[i][v] -= the product of a block of D: rows n and up, the strip that `panel` starts. Sums have the other sign until they are
+ * stored, which changes no bit of them: where multiply and add are two instructions, gcc keeps an accumulator of `-=` in its
+ * register, and moves one of `+=` from register to register, a fifth of all instructions. */
 PM_INLINE void FN(gemm_sum)(const int rows, const int vecs, const int few, const struct FN(gemm_job) * j,
                             ptrdiff_t n, vec acc[TILE_ROWS][TILE_VECS])
 {
@@ -35,14 +40,14 @@ PM_INLINE void FN(gemm_sum)(const int rows, const int vecs, const int few, const
         vec w[TILE_VECS];
         if (few) FN(gemm_fetch)(vecs, d, j, panel);
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++)
-            w[v] = *(const vec *)(panel + v * LANES / PANEL * panel_stride + v * LANES % PANEL);
+            w[v] = *(const FN(panel_vec) *)(panel + v * LANES / PANEL * panel_stride + v * LANES % PANEL);
         PM_UNROLLED_FOR (int i = 0; i < rows; i++)
-            PM_UNROLLED_FOR (int v = 0; v < vecs; v++) acc[i][v] += w[v] * xs[i * PM_STRIDE + d];
+            PM_UNROLLED_FOR (int v = 0; v < vecs; v++) acc[i][v] -= w[v] * xs[i * PM_STRIDE + d];
     }
 }
 
 #ifdef PM_BF16_DOT
-/* The same from pairs: D counts them. */
+/* The same from pairs: D counts them. acc is 0 before. */
 PM_INLINE void FN(gemm_sum_bf16)(const int rows, const int vecs, const int few, const struct FN(gemm_job) * j,
                                  ptrdiff_t n, vec acc[TILE_ROWS][TILE_VECS])
 {
@@ -56,6 +61,8 @@ PM_INLINE void FN(gemm_sum_bf16)(const int rows, const int vecs, const int few, 
             PM_UNROLLED_FOR (int v = 0; v < vecs; v++)
                 acc[i][v] = PM_BF16_DOT(acc[i][v], w[v], xs + i * (PM_STRIDE / 2) + d);
     }
+    PM_UNROLLED_FOR (int i = 0; i < rows; i++)
+        PM_UNROLLED_FOR (int v = 0; v < vecs; v++) acc[i][v] = (vec){ 0 } - acc[i][v];
 }
 #endif
 
@@ -81,8 +88,8 @@ PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const int bf16, con
     /* In this order the term may also be added by a call of its own (D = 0, base = y): the bits are the same. */
     PM_UNROLLED_FOR (int i = 0; i < rows; i++)
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++) {
-            if (j->base) acc[i][v] += *(const vec *)(j->base + (n + i) * j->ldy + v * LANES);
-            if (j->bias) acc[i][v] += *(const vec *)(j->bias + v * LANES);
+            if (j->base) acc[i][v] -= *(const vec *)(j->base + (n + i) * j->ldy + v * LANES);
+            if (j->bias) acc[i][v] -= *(const vec *)(j->bias + v * LANES);
         }
     const real *h = j->h + n * j->ldh, *P = j->P;
     const ptrdiff_t ldh = j->ldh;
@@ -90,10 +97,11 @@ PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const int bf16, con
         vec p[TILE_VECS];
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++) p[v] = *(const vec *)(P + v * LANES);
         PM_UNROLLED_FOR (int i = 0; i < rows; i++)
-            PM_UNROLLED_FOR (int v = 0; v < vecs; v++) acc[i][v] += p[v] * h[i * ldh + r];
+            PM_UNROLLED_FOR (int v = 0; v < vecs; v++) acc[i][v] -= p[v] * h[i * ldh + r];
     }
     PM_UNROLLED_FOR (int i = 0; i < rows; i++)
-        PM_UNROLLED_FOR (int v = 0; v < vecs; v++) *(vec *)(y + i * j->ldy + v * LANES) = acc[i][v];
+        PM_UNROLLED_FOR (int v = 0; v < vecs; v++)
+            *(vec *)(y + i * j->ldy + v * LANES) = (vec){ 0 } - acc[i][v];
 }
 
 /* All N rows of a strip of vecs vectors. */

@@ -113,6 +113,9 @@ struct pm_weight pm_weight_or_none(PyObject *o, int type, ptrdiff_t O, ptrdiff_t
     if (w.bf16) type = NPY_UINT16;
     struct pm_panels p = pm_panels_of(type, O, D);
     w.panels = pm_in_or_none(o, "weight", type, 3, &p.n, &p.depth, &p.width);
+    if ((uintptr_t)w.panels % PM_ALIGN) /* kernels read panels by aligned vectors */
+        PyErr_Format(PyExc_ValueError, "weight: expected panels at a multiple of %d bytes, got %d beyond one",
+                     PM_ALIGN, (int)((uintptr_t)w.panels % PM_ALIGN));
     return w;
 }
 
