@@ -11,6 +11,16 @@ import pytest
 from polymoe import _core
 
 
+# Few tests that take long, most of all under a sanitizer. They go first: where several processes share the
+# files, none is left alone with one of these at the end.
+LONG = ("test_report_notebook", "test_examples", "test_readme", "test_demo", "test_training_real", "test_cli")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those of LONG first, the others in their order."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(params=_core.isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set of this machine in turn; the one that was in use comes back afterwards."""
