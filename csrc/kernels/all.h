@@ -36,6 +36,7 @@ static const struct PM_CAT(pm_kernels, DT) FN(kernels) = { PM_KERNELS(PM_ENTRY, 
 #undef PANEL_BF16
 #undef FEW_ROWS
 #undef FETCH_AHEAD
+#undef LARGE
 #undef STAGE_AHEAD
 #undef AHEAD
 #undef TILE_HEIGHT

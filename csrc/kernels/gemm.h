@@ -12,17 +12,27 @@ struct FN(gemm_job) {
     const real *xs, *panel, *base, *bias, *h,
         *P; /* bfloat16: xs and panel point to pairs, each as wide as a float */
     real *y;
+    const real *next; /* where the strip after this one begins */
+    ptrdiff_t advance; /* bytes of it for each step of a tile */
 };
 
-/* With few rows reading the weight takes longest, and the hardware asks for a panel late: lines are asked for FETCH_AHEAD of them
- * ahead, the next strip's at the end of one. */
+/* What a tile asks memory for. NEAR: with few rows reading the weight takes longest, and the hardware asks for a panel late: lines
+ * are asked for FETCH_AHEAD of them ahead, the next strip's at the end of one. FAR: of a weight larger than the caches every tile
+ * asks for its part of the next strip, spread over its steps: asking for a line several times costs nothing, for many at once it
+ * does. */
+enum FN(gemm_fetching) { FN(NOTHING), FN(NEAR), FN(FAR) };
 #define FEW_ROWS ((ptrdiff_t)32)
 #define FETCH_AHEAD ((ptrdiff_t)32)
-PM_INLINE void FN(gemm_fetch)(const int vecs, ptrdiff_t d, const struct FN(gemm_job) * j, const real *panel)
+#define LARGE ((ptrdiff_t)4 << 20) /* bytes of a weight */
+PM_INLINE void FN(gemm_fetch)(const int vecs, const int fetching, ptrdiff_t n, ptrdiff_t d,
+                              const struct FN(gemm_job) * j, const real *panel)
 {
     const ptrdiff_t panels = (vecs * LANES + PANEL - 1) / PANEL, end = d + FETCH_AHEAD >= j->D;
     const real *line = panel + FETCH_AHEAD * PANEL + end * (panels * j->panel_stride - j->D * PANEL);
-    PM_UNROLLED_FOR (ptrdiff_t p = 0; p < panels; p++) __builtin_prefetch(line + p * j->panel_stride, 0, 2);
+    if (fetching == FN(FAR))
+        line = (const real *)((const char *)j->next + (n / TILE_ROWS * j->D + d) * j->advance);
+    PM_UNROLLED_FOR (ptrdiff_t p = 0; fetching && p < panels; p++)
+        __builtin_prefetch(line + p * j->panel_stride, 0, 2);
 }
 
 /* A vector of a panel: plain instruction sets multiply with memory only where it is aligned. */
@@ -31,14 +41,14 @@ typedef real FN(panel_vec) __attribute__((vector_size(VBYTES), aligned(VBYTES), 
 /* acc[i][v] -= the product of a block of D: rows n and up, the strip that `panel` starts. Sums have the other sign until they are
  * stored, which changes no bit of them: where multiply and add are two instructions, gcc keeps an accumulator of `-=` in its
  * register, and moves one of `+=` from register to register, a fifth of all instructions. */
-PM_INLINE void FN(gemm_sum)(const int rows, const int vecs, const int few, const struct FN(gemm_job) * j,
+PM_INLINE void FN(gemm_sum)(const int rows, const int vecs, const int fetching, const struct FN(gemm_job) * j,
                             ptrdiff_t n, vec acc[TILE_ROWS][TILE_VECS])
 {
     const real *xs = j->xs + n * PM_STRIDE, *panel = j->panel;
     const ptrdiff_t D = j->D, panel_stride = j->panel_stride;
     for (ptrdiff_t d = 0; d < D; d++, panel += PANEL) {
         vec w[TILE_VECS];
-        if (few) FN(gemm_fetch)(vecs, d, j, panel);
+        FN(gemm_fetch)(vecs, fetching, n, d, j, panel);
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++)
             w[v] = *(const FN(panel_vec) *)(panel + v * LANES / PANEL * panel_stride + v * LANES % PANEL);
         PM_UNROLLED_FOR (int i = 0; i < rows; i++)
@@ -48,14 +58,14 @@ PM_INLINE void FN(gemm_sum)(const int rows, const int vecs, const int few, const
 
 #ifdef PM_BF16_DOT
 /* The same from pairs: D counts them. acc is 0 before. */
-PM_INLINE void FN(gemm_sum_bf16)(const int rows, const int vecs, const int few, const struct FN(gemm_job) * j,
-                                 ptrdiff_t n, vec acc[TILE_ROWS][TILE_VECS])
+PM_INLINE void FN(gemm_sum_bf16)(const int rows, const int vecs, const int fetching,
+                                 const struct FN(gemm_job) * j, ptrdiff_t n, vec acc[TILE_ROWS][TILE_VECS])
 {
     const real *xs = j->xs + n * (PM_STRIDE / 2), *panel = j->panel;
     const ptrdiff_t D = j->D, panel_stride = j->panel_stride;
     for (ptrdiff_t d = 0; d < D; d++, panel += PANEL) {
         vec w[TILE_VECS];
-        if (few) FN(gemm_fetch)(vecs, d, j, panel);
+        FN(gemm_fetch)(vecs, fetching, n, d, j, panel);
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++) w[v] = *(const vec *)(panel + v * panel_stride);
         PM_UNROLLED_FOR (int i = 0; i < rows; i++)
             PM_UNROLLED_FOR (int v = 0; v < vecs; v++)
@@ -66,8 +76,8 @@ PM_INLINE void FN(gemm_sum_bf16)(const int rows, const int vecs, const int few, 
 }
 #endif
 
-/* rows x vecs accumulators in registers: both are constants at every call, and so are bf16 and few. */
-PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const int bf16, const int few,
+/* rows x vecs accumulators in registers: both are constants at every call, and so are bf16 and fetching. */
+PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const int bf16, const int fetching,
                              const struct FN(gemm_job) * j, ptrdiff_t n)
 {
     /* Sums of this block of D alone, added to y at the end: one chain over all of a long D rounds three times worse. */
@@ -79,12 +89,12 @@ PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const int bf16, con
             __builtin_prefetch(y + i * j->ldy + v * LANES, 1);
         }
 #ifdef PM_BF16_DOT
-    if (bf16) FN(gemm_sum_bf16)(rows, vecs, few, j, n, acc);
+    if (bf16) FN(gemm_sum_bf16)(rows, vecs, fetching, j, n, acc);
     else
 #else
     (void)bf16;
 #endif
-        FN(gemm_sum)(rows, vecs, few, j, n, acc);
+        FN(gemm_sum)(rows, vecs, fetching, j, n, acc);
     /* In this order the term may also be added by a call of its own (D = 0, base = y): the bits are the same. */
     PM_UNROLLED_FOR (int i = 0; i < rows; i++)
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++) {
@@ -105,38 +115,44 @@ PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const int bf16, con
 }
 
 /* All N rows of a strip of vecs vectors. */
-PM_INLINE void FN(gemm_strip)(const int vecs, const int bf16, const int few, const struct FN(gemm_job) * j,
-                              ptrdiff_t N)
+PM_INLINE void FN(gemm_strip)(const int vecs, const int bf16, const int fetching,
+                              const struct FN(gemm_job) * j, ptrdiff_t N)
 {
     ptrdiff_t n = 0;
-    for (; n + TILE_ROWS <= N; n += TILE_ROWS) FN(gemm_tile)(TILE_ROWS, vecs, bf16, few, j, n);
-    if (TILE_ROWS > 8 && n + 8 <= N) FN(gemm_tile)(8, vecs, bf16, few, j, n), n += 8;
-    if (TILE_ROWS > 4 && n + 4 <= N) FN(gemm_tile)(4, vecs, bf16, few, j, n), n += 4;
-    if (n + 2 <= N) FN(gemm_tile)(2, vecs, bf16, few, j, n), n += 2;
-    if (n < N) FN(gemm_tile)(1, vecs, bf16, few, j, n);
+    for (; n + TILE_ROWS <= N; n += TILE_ROWS) FN(gemm_tile)(TILE_ROWS, vecs, bf16, fetching, j, n);
+    if (TILE_ROWS > 8 && n + 8 <= N) FN(gemm_tile)(8, vecs, bf16, fetching, j, n), n += 8;
+    if (TILE_ROWS > 4 && n + 4 <= N) FN(gemm_tile)(4, vecs, bf16, fetching, j, n), n += 4;
+    if (n + 2 <= N) FN(gemm_tile)(2, vecs, bf16, fetching, j, n), n += 2;
+    if (n < N) FN(gemm_tile)(1, vecs, bf16, fetching, j, n);
 }
 
-#define GEMM_ROWS(name, vecs, bf16, few)                                                              \
+#define GEMM_ROWS(name, vecs, bf16, fetching)                                                         \
     static __attribute__((noinline)) void FN(gemm_##name)(const struct FN(gemm_job) * j, ptrdiff_t N) \
     {                                                                                                 \
-        FN(gemm_strip)(vecs, bf16, few, j, N);                                                        \
+        FN(gemm_strip)(vecs, bf16, fetching, j, N);                                                   \
     }
-GEMM_ROWS(wide, TILE_VECS, 0, 0)
-GEMM_ROWS(few, TILE_VECS, 0, 1)
-GEMM_ROWS(narrow, 1, 0, 0)
+GEMM_ROWS(wide, TILE_VECS, 0, FN(NOTHING))
+GEMM_ROWS(few, TILE_VECS, 0, FN(NEAR))
+GEMM_ROWS(far, TILE_VECS, 0, FN(FAR))
+GEMM_ROWS(narrow, 1, 0, FN(NOTHING))
 #ifdef PM_BF16_DOT
-GEMM_ROWS(wide_bf16, TILE_VECS, 1, 0)
-GEMM_ROWS(few_bf16, TILE_VECS, 1, 1)
-GEMM_ROWS(narrow_bf16, 1, 1, 0)
+GEMM_ROWS(wide_bf16, TILE_VECS, 1, FN(NOTHING))
+GEMM_ROWS(few_bf16, TILE_VECS, 1, FN(NEAR))
+GEMM_ROWS(far_bf16, TILE_VECS, 1, FN(FAR))
+GEMM_ROWS(narrow_bf16, 1, 1, FN(NOTHING))
 #endif
 #undef GEMM_ROWS
 
 typedef void FN(gemm_rows)(const struct FN(gemm_job) *, ptrdiff_t N);
 
 /* Strip by strip; all is a job but what belongs to a strip: those start at column 0. */
-PM_INLINE void FN(gemm_strips)(FN(gemm_rows) * wide, FN(gemm_rows) * narrow, const struct FN(gemm_job) * all,
-                               ptrdiff_t N, ptrdiff_t O)
+PM_INLINE void FN(gemm_strips)(FN(gemm_rows) * wide, FN(gemm_rows) * few, FN(gemm_rows) * far,
+                               FN(gemm_rows) * narrow, const struct FN(gemm_job) * all, ptrdiff_t N,
+                               ptrdiff_t O)
 {
+    const int large = O / PANEL * all->panel_stride * (ptrdiff_t)sizeof(real) > LARGE;
+    if (N <= FEW_ROWS) wide = few;
+    else if (large) wide = far;
     for (ptrdiff_t o = 0, width; o < O; o += width) {
         struct FN(gemm_job) j = *all;
         width = O - o >= TILE_VECS * LANES ? TILE_VECS * LANES : O - o >= LANES ? LANES : O - o;
@@ -145,6 +161,8 @@ PM_INLINE void FN(gemm_strips)(FN(gemm_rows) * wide, FN(gemm_rows) * narrow, con
         j.bias = all->bias ? all->bias + o : NULL;
         j.P = all->P ? all->P + o : NULL;
         j.y += o;
+        j.next = o + width < O ? j.panel + width / PANEL * j.panel_stride : all->panel + all->D * PANEL;
+        j.advance = (PM_ALIGN * TILE_ROWS + N - 1) / N;
         if (width == TILE_VECS * LANES) wide(&j, N);
         else if (width == LANES) narrow(&j, N);
         else { /* less than a vector is left: the product goes through a local tile, its epilogue is scalar */
@@ -168,8 +186,9 @@ static void FN(gemm)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, cons
                      ptrdiff_t panel_stride, const real *base, const real *bias, ptrdiff_t R, const real *h,
                      ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy)
 {
-    const struct FN(gemm_job) j = { D, panel_stride, R, ldh, ldp, ldy, xs, panels, base, bias, h, P, y };
-    FN(gemm_strips)(N > FEW_ROWS ? FN(gemm_wide) : FN(gemm_few), FN(gemm_narrow), &j, N, O);
+    const struct FN(gemm_job)
+        j = { D, panel_stride, R, ldh, ldp, ldy, xs, panels, base, bias, h, P, y, NULL, 0 };
+    FN(gemm_strips)(FN(gemm_wide), FN(gemm_few), FN(gemm_far), FN(gemm_narrow), &j, N, O);
 }
 
 #ifdef PM_BF16_DOT
@@ -181,10 +200,22 @@ static void FN(gemm_bf16)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs,
     for (ptrdiff_t n = 0; n < N; n++) /* a zero follows a row of odd D */
         for (ptrdiff_t d = 0; d < D; d += 2 * LANES)
             PM_BF16_ROUND(xs + n * PM_STRIDE + d, scratch + n * (PM_STRIDE / 2) + d / 2);
-    const struct FN(gemm_job) j = {
-        (D + 1) / 2, panel_stride / 2, R, ldh, ldp, ldy, scratch, (const real *)panels, base, bias, h, P, y
-    };
-    FN(gemm_strips)(N > FEW_ROWS ? FN(gemm_wide_bf16) : FN(gemm_few_bf16), FN(gemm_narrow_bf16), &j, N, O);
+    const struct FN(gemm_job) j = { (D + 1) / 2,
+                                    panel_stride / 2,
+                                    R,
+                                    ldh,
+                                    ldp,
+                                    ldy,
+                                    scratch,
+                                    (const real *)panels,
+                                    base,
+                                    bias,
+                                    h,
+                                    P,
+                                    y,
+                                    NULL,
+                                    0 };
+    FN(gemm_strips)(FN(gemm_wide_bf16), FN(gemm_few_bf16), FN(gemm_far_bf16), FN(gemm_narrow_bf16), &j, N, O);
 }
 #else
 typedef uint32_t FN(pairs_bf16) __attribute__((vector_size(4 * PANEL_BF16), aligned(4), may_alias));
