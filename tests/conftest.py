@@ -10,7 +10,6 @@ import pytest
 
 from polymoe import _core
 
-
 # Few tests that take long, most of all under a sanitizer. They go first: where several processes share the
 # files, none is left alone with one of these at the end.
 LONG = ("test_report_notebook", "test_examples", "test_readme", "test_demo", "test_training_real", "test_cli")
