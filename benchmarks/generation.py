@@ -19,8 +19,9 @@ import numpy as np
 
 from benchmarks import rivals
 from benchmarks.machine import Limits
-from benchmarks.models import RANK, TASKS, Ours, drawn
+from benchmarks.models import RANK, Ours
 from benchmarks.options import Options
+from benchmarks.texts import TASKS, drawn
 from benchmarks.timing import Candidate, Contest
 from polymoe.models import Generation, generate
 from polymoe.models.loading import find_base

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from benchmarks import machine, rivals
-from benchmarks.models import Ours, Peft, drawn
+from benchmarks.models import Ours, Peft
+from benchmarks.texts import drawn
 from polymoe.training.summary import peak_rss_bytes
 
 STEPS = 3
@@ -24,7 +28,12 @@ def main(side: str, name: str, B: str, L: str, threads: str) -> None:
         if side == "peft":
             rivals.torch().set_num_threads(n)
         libraries = peak_rss_bytes()
-        run = Peft(name) if side == "peft" else Ours(name, "bfloat16" if side.endswith("bf16") else "float32")
+        run: Callable[..., Any]
+        if side == "peft":
+            run = Peft(name)
+        else:
+            run = Ours(name, "bfloat16" if side.endswith("bf16") else "float32")
+            run = partial(run, again=side.endswith("recomputed"))
         model = peak_rss_bytes()
         texts, dy = drawn(int(B), int(L)), None
         if name == "minilm":

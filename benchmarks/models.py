@@ -10,46 +10,28 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks import rivals
+from benchmarks.texts import TASKS, Texts
 from benchmarks.timing import Work
 from polymoe import tape
 from polymoe.adapters import adapt
 from polymoe.batch import Batch
+from polymoe.files import read_safetensors
 from polymoe.models import load_base
 from polymoe.models.likelihood import frozen_head
 from polymoe.models.loading import find_base
 from polymoe.parameters import FlatParameters
 from polymoe.tape import Node, Tape
 
-TASKS = 8
 RANK = 8
 SKILLS = 8
 PEFT_TARGETS = {"minilm": r".*encoder.*(query|key|value|dense)", "smollm2": r".*(q|k|v|o|gate|up|down)_proj"}
-
-
-class Texts(NamedTuple):
-    """Token ids of texts, end to end, where each starts, and its task."""
-
-    ids: np.ndarray
-    cu_seqlens: np.ndarray
-    task_ids: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """[B]"""
-        return np.diff(self.cu_seqlens)
-
-
-def drawn(B: int, L: int, seed: int = 0) -> Texts:
-    """B texts of L random tokens."""
-    ids = np.random.default_rng(seed).integers(1000, 20000, B * L)
-    return Texts(ids, np.arange(B + 1) * L, np.arange(B) % TASKS)
 
 
 class Ours:
@@ -71,26 +53,28 @@ class Ours:
         self.parameters = FlatParameters(self.model.adapter_parameters())
         self.step = 0
 
-    def batch(self, texts: Texts) -> Batch:
-        """A packed batch, with new noise each time."""
+    def batch(self, texts: Texts, again: bool = False) -> Batch:
+        """A packed batch, with new noise each time; ``again``: blocks are computed again in backward."""
         self.step += 1
-        return Batch(texts.cu_seqlens, texts.ids, texts.task_ids, step=self.step)
+        return Batch(
+            texts.cu_seqlens, texts.ids, texts.task_ids, step=self.step, gradient_checkpointing=again
+        )
 
-    def __call__(self, texts: Texts, dy: np.ndarray | None = None) -> Any:
+    def __call__(self, texts: Texts, dy: np.ndarray | None = None, again: bool = False) -> Any:
         """Forward and backward; the loss, or the vectors."""
         self.model.train()
-        batch = self.batch(texts)
+        batch = self.batch(texts, again)
         with Tape() as recorded:
-            y = self.model.embed(batch) if self.name == "minilm" else self._loss(batch)
+            y = self.model.embed(batch) if self.name == "minilm" else self.loss(batch, texts)
         recorded.backward(y, dy)
         self.parameters.zero_grad()
         return y.data
 
-    def _loss(self, batch: Batch) -> Any:
-        assert batch.token_ids is not None
-        rows = np.delete(np.arange(batch.n_tokens), batch.cu_seqlens[1:] - 1)
+    def loss(self, batch: Batch, texts: Texts) -> Any:
+        """The mean over all targets."""
+        rows = np.flatnonzero(texts.targets) - 1
         x = tape.embedding(rows, self.model(batch))
-        return tape.lm_loss(x, frozen_head(self.model), batch.token_ids[rows + 1])[0]
+        return tape.lm_loss(x, frozen_head(self.model), texts.ids[rows + 1])[0]
 
     def frozen(self, texts: Texts, dy: np.ndarray) -> Any:
         """Forward and backward to the embeddings without adapters, of MiniLM."""
@@ -112,7 +96,7 @@ class Ours:
         frozen = 4.0 * n * sum(o * d for o, d in shapes)
         if self.name == "smollm2":
             attention /= 2
-            frozen += 4.0 * n * config.hidden_size * config.vocab_size
+            frozen += 4.0 * float(texts.targets.sum()) * config.hidden_size * config.vocab_size
         adapters = 6.0 * RANK * n * width + 6.0 * len(texts.task_ids) * SKILLS * RANK * width
         between = 4.0 * 26 * n * config.hidden_size * config.num_hidden_layers
         return Work(frozen, attention + adapters, between)
@@ -154,6 +138,12 @@ class Peft:
         given["attention_mask"] = self.torch.from_numpy(mask.astype(np.int64))
         return given | ({"task_ids": self.torch.from_numpy(texts.task_ids)} if self.adapted else {})
 
+    def labels(self, texts: Texts) -> Any:
+        """The targets in place [B, L], -100 elsewhere."""
+        labels = np.full((len(texts.lengths), texts.lengths.max()), -100)
+        labels[np.arange(labels.shape[1]) < texts.lengths[:, None]] = np.where(texts.targets, texts.ids, -100)
+        return self.torch.from_numpy(labels)
+
     def __call__(self, texts: Texts, dy: np.ndarray | None = None, bf16: bool = False) -> Any:
         """Forward and backward; without an adapter, to the embeddings."""
         torch, given = self.torch, self.padded(texts)
@@ -168,8 +158,7 @@ class Peft:
                 pooled = (hidden * weights).sum(1) / weights.sum(1)
                 y = torch.nn.functional.normalize(pooled, dim=-1)
             else:
-                labels = given["input_ids"].masked_fill(mask == 0, -100)
-                y = self.model(**given, labels=labels).loss
+                y = self.model(**given, labels=self.labels(texts)).loss
         y.backward(None if dy is None else torch.from_numpy(dy))
         self.model.zero_grad(set_to_none=True)
         return y.detach()
@@ -192,16 +181,19 @@ def same_function(name: str, ours: Ours, theirs: Peft, texts: Texts) -> float:
     return float(np.abs(tape.data_of(ours.base(batch)) - want).max() / np.abs(want).max())
 
 
-def real_texts(base: Any, files: Sequence[Any], batch_size: int, n_batches: int, most: int) -> list[Texts]:
-    """Batches of real texts of several files, one task each, in a random order, cut to ``most`` tokens."""
-    tokenizer = type(base.tokenizer)(base.tokenizer.tokenizer, most)
-    per_file = -(-batch_size * n_batches // len(files))
-    texts, tasks = [], []
-    for task, path in enumerate(files):
-        lines = path.read_text(encoding="utf-8").splitlines()[:per_file]
-        texts += [json.loads(line)["input"] for line in lines]
-        tasks += [task % TASKS] * len(lines)
-    order = np.random.default_rng(0).permutation(len(texts))
-    tokens, task_ids = tokenizer.encode(texts), np.array(tasks)
-    batches = [order[i * batch_size : (i + 1) * batch_size] for i in range(n_batches)]
-    return [Texts(*tokens.take(rows), task_ids[rows]) for rows in batches]
+def same_loss(ours: Ours, theirs: Peft, texts: Texts) -> float:
+    """How far the losses of a language model differ, relative: with our adapter on both sides, whose routers
+    draw no noise."""
+    torch, peft = theirs.torch, importlib.import_module("peft")
+    with tempfile.TemporaryDirectory() as folder:
+        ours.model.save_adapter(folder)
+        values = read_safetensors(Path(folder) / "adapter_model.safetensors")
+    peft.set_peft_model_state_dict(theirs.model, {k: torch.from_numpy(v) for k, v in values.items()})
+    with ours.model.without_noise():
+        got = float(np.asarray(ours.loss(ours.batch(texts), texts)))
+    theirs.model.eval()
+    with torch.inference_mode():
+        want = float(theirs.model(**theirs.padded(texts), labels=theirs.labels(texts)).loss)
+    for module in theirs.model.modules():
+        module.train(hasattr(module, "module_logits"))  # the routers alone, as they were
+    return abs(got / want - 1)

@@ -1,6 +1,6 @@
 """Whole training steps of real models with Poly adapters on every linear layer, against torch + PEFT.
 
-MiniLM at full length and on real texts of mixed lengths, which are packed here and padded there; SmolLM2.
+MiniLM and SmolLM2, at full length and on real texts of mixed lengths, which are packed here and padded there.
 The limit of a step adds up its parts, each at its own roof. Memory is that of a fresh process each.
 """
 
@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import rivals
-from benchmarks.models import Ours, Peft, Texts, drawn, real_texts, same_function
+from benchmarks.models import Ours, Peft, same_function, same_loss
 from benchmarks.options import Options
+from benchmarks.texts import Texts, drawn, inputs, instructions
 from benchmarks.timing import Candidate, Contest
 
+FEW = 1  # rounds, where each takes more than a minute
 LARGEST = 32 << 20  # bytes: larger arrays do not move glibc's threshold
 
 
@@ -38,7 +40,7 @@ def peft(name: str, adapted: bool = True) -> Peft:
 
 
 def contests(options: Options) -> Iterator[Contest]:
-    """MiniLM, real texts, and without ``quick`` SmolLM2; one line says which model or data is not here."""
+    """MiniLM, and without ``quick`` SmolLM2, each on real texts too; one line says what is not here."""
     B, L, most = (4, 32, 64) if options.quick else (32, 128, 256)  # most: of a real text
     try:
         ours("minilm")
@@ -48,8 +50,8 @@ def contests(options: Options) -> Iterator[Contest]:
     yield step(options, "minilm", drawn(B, L), f"MiniLM {B} x {L}")
     files = sorted((data_folder() / "superglue").glob("*.train.jsonl"))
     if files:
-        batches = real_texts(ours("minilm").base, files, B, 1 if options.quick else 3, most)
-        yield real(options, batches, f"MiniLM, real texts, {len(batches)} x {B}")
+        batches = inputs(ours("minilm").base, files, B, 1 if options.quick else 3, most)
+        yield real(options, "minilm", batches, f"MiniLM, real texts, {len(batches)} x {B}")
     else:
         print(f"no real texts at {data_folder()} (POLYMOE_DATA)")
     if not options.quick:
@@ -59,6 +61,12 @@ def contests(options: Options) -> Iterator[Contest]:
             print(f"no SmolLM2: {error}")
             return
         yield step(options, "smollm2", drawn(8, 128), "SmolLM2 8 x 128")
+        folder = data_folder() / "superni"
+        if not folder.is_dir():
+            print(f"no instructions at {data_folder()} (POLYMOE_DATA)")
+            return
+        batches = instructions(ours("smollm2").base, folder, 8, 2, 384)
+        yield real(options, "smollm2", batches, "SmolLM2, real instructions, 2 x 8")._replace(rounds=FEW)
 
 
 def data_folder() -> Path:
@@ -68,10 +76,7 @@ def data_folder() -> Path:
 
 def step(options: Options, name: str, texts: Texts, what: str) -> Contest:
     """One batch."""
-    dy = None
-    if name == "minilm":
-        shape = (len(texts.task_ids), ours(name).base.hidden_size)
-        dy = np.random.default_rng(1).standard_normal(shape, np.float32)
+    dy = _dy(name, texts)
     work, tokens = ours(name).work(texts), float(texts.cu_seqlens[-1])
     shared: dict[str, Any] = {"flops": work.frozen + work.rest, "tokens": tokens}
     fp32 = {**shared, "least": work.least("float32")}
@@ -81,6 +86,8 @@ def step(options: Options, name: str, texts: Texts, what: str) -> Contest:
         Candidate("polymoe", partial(ours(name), texts, dy), bare=bare and f"polymoe {bare}", **fp32),
         Candidate("polymoe bf16", partial(ours(name, "bfloat16"), texts, dy), **bf16),
     ]
+    if name == "smollm2":
+        candidates.append(Candidate("polymoe, recomputed", partial(ours(name), texts, again=True), **fp32))
     if dy is not None:
         candidates.append(Candidate(f"polymoe {bare}", partial(ours(name).frozen, texts, dy)))
     if options.torch:
@@ -96,12 +103,11 @@ def step(options: Options, name: str, texts: Texts, what: str) -> Contest:
     return Contest("steps", what, candidates, partial(_check, options, name, texts, dy))
 
 
-def real(options: Options, batches: list[Texts], what: str) -> Contest:
+def real(options: Options, name: str, batches: list[Texts], what: str) -> Contest:
     """Batches of mixed lengths: tokens a second count real tokens alone."""
-    width = ours("minilm").base.hidden_size
-    dys = [np.random.default_rng(1).standard_normal((len(t.task_ids), width), np.float32) for t in batches]
+    dys = [_dy(name, texts) for texts in batches]
     tokens = float(sum(t.cu_seqlens[-1] for t in batches))
-    works = [ours("minilm").work(t) for t in batches]
+    works = [ours(name).work(t) for t in batches]
     flops = sum(w.frozen + w.rest for w in works)
 
     def all_of(run: Callable[..., Any], **more: Any) -> Callable[[], None]:
@@ -115,16 +121,25 @@ def real(options: Options, batches: list[Texts], what: str) -> Contest:
         return lambda limits, isa: sum(w.least(dtype)(limits, isa) for w in works)
 
     shared: dict[str, Any] = {"flops": flops, "tokens": tokens}
-    candidates = [Candidate("polymoe", all_of(ours("minilm")), least=least("float32"), **shared)]
-    half = all_of(ours("minilm", "bfloat16"))
+    candidates = [Candidate("polymoe", all_of(ours(name)), least=least("float32"), **shared)]
+    half = all_of(ours(name, "bfloat16"))
     candidates.append(Candidate("polymoe bf16", half, dtype="bfloat16", least=least("bfloat16"), **shared))
     if options.torch:
-        run, before = all_of(peft("minilm")), _memory()[-1][1]
+        # the padded logits of SmolLM2, where the allocator keeps all, are 13 GB in place of 10, and no faster
+        run, before = all_of(peft(name)), _memory()[0 if name == "smollm2" else -1][1]
         candidates.append(Candidate("PEFT, padded", run, before=before, least=least("float32"), **shared))
-        half = all_of(peft("minilm"), bf16=True)
+        half = all_of(peft(name), bf16=True)
         shared |= {"against": "polymoe bf16", "dtype": "bfloat16", "before": before}
         candidates.append(Candidate("PEFT bf16 autocast, padded", half, least=least("bfloat16"), **shared))
-    return Contest("steps", what, candidates, partial(_check, options, "minilm", batches[0], dys[0]))
+    return Contest("steps", what, candidates, partial(_check, options, name, batches[0], dys[0]))
+
+
+def _dy(name: str, texts: Texts) -> np.ndarray | None:
+    """The gradient that meets MiniLM's vectors; SmolLM2 has a loss."""
+    if name == "smollm2":
+        return None
+    shape = (len(texts.task_ids), ours(name).base.hidden_size)
+    return np.random.default_rng(1).standard_normal(shape, np.float32)
 
 
 def _memory() -> list[tuple[str, Callable[[], None] | None]]:
@@ -134,19 +149,23 @@ def _memory() -> list[tuple[str, Callable[[], None] | None]]:
 
 
 def _check(options: Options, name: str, texts: Texts, dy: np.ndarray | None) -> None:
-    """The base computes what torch's does; adapters and noise of a step are compared in the tests."""
+    """The base computes what torch's does, and a language model's loss with its adapter is PEFT's; gradients
+    and noise of a step are compared in the tests."""
     ours(name)(texts, dy)
     if options.torch:
         for dtype, most in (("float32", 1e-3), ("bfloat16", 0.1)):
             error = same_function(name, ours(name, dtype), peft(name), texts)
             assert error < most, f"{name} {dtype} is off by {error:.2g} of its largest value: not timed"
+            if name == "smollm2":
+                error = same_loss(ours(name, dtype), peft(name), texts)
+                assert error < most, f"the loss of {name} {dtype} is off by {error:.2g} of PEFT's: not timed"
 
 
 def resident(options: Options) -> list[dict[str, Any]]:
     """Peak memory of a few steps in a fresh process, for each side and model."""
     found = []
     for name, B, L in (("minilm", 32, 128), ("smollm2", 8, 128)):
-        sides = ["polymoe", "polymoe-bf16", *["peft"] * options.torch]
+        sides = ["polymoe", "polymoe-recomputed", "polymoe-bf16", *["peft"] * options.torch]
         for side in sides:
             command = [
                 sys.executable,

@@ -118,7 +118,8 @@ def linear(results: Results) -> Values:
 LONG = r"x (128|256|512), 384 -> 384, S=8$"
 SMALL, LARGE = r"^(?!.* 4096 ->)", " 4096 ->"
 BF16, FP32 = "PEFT bf16.*", "PEFT (stock|tuned)"
-MINI = r"MiniLM \d"
+MINI, SMOL = r"MiniLM \d", r"SmolLM2 \d"
+PADDED, INSTRUCTIONS = "PEFT, padded", "real instructions"
 GROUPED = "polymoe, 8 distinct rows"
 ANY = "any alignment"
 
@@ -168,12 +169,15 @@ TARGETS = (
     Target("MiniLM step, bf16", 100 / 1.2, "% of its limit", of_roof("steps", "polymoe bf16", MINI, 1)),
     Target("the same, over PEFT bf16", 2.1, "x", faster("steps", BF16, MINI, "polymoe bf16")),
     Target("the same, over PEFT fp32", 2.8, "x", faster("steps", FP32, MINI, "polymoe bf16")),
-    Target("real texts, tokens a second over PEFT's", 3, "x", faster("steps", "PEFT, padded", "real texts")),
-    Target("SmolLM2 step, fp32", 85, "% of its limit", of_roof("steps", "polymoe", "SmolLM2", 1)),
-    Target("the same, over PEFT", 1.8, "x", faster("steps", FP32, "SmolLM2")),
+    Target("real texts, tokens a second over PEFT's", 3, "x", faster("steps", PADDED, "real texts")),
+    Target("SmolLM2 step, fp32", 85, "% of its limit", of_roof("steps", "polymoe", SMOL, 1)),
+    Target("the same, over PEFT", 1.8, "x", faster("steps", FP32, SMOL)),
     Target("the same, peak resident over PEFT's", 0.6, "x", memory("polymoe", "smollm2"), True),
-    Target("SmolLM2 step, bf16, over PEFT bf16", 2.2, "x", faster("steps", BF16, "SmolLM2", "polymoe bf16")),
+    Target("the same, blocks recomputed", 1 / 3, "x", memory("polymoe-recomputed", "smollm2"), True),
+    Target("SmolLM2 step, bf16, over PEFT bf16", 2.2, "x", faster("steps", BF16, SMOL, "polymoe bf16")),
     Target("the same, peak resident over PEFT's", 0.45, "x", memory("polymoe-bf16", "smollm2"), True),
+    Target("real instructions, tokens a second over PEFT's", 3, "x", faster("steps", PADDED, INSTRUCTIONS)),
+    Target("the same, bf16", 3, "x", faster("steps", "PEFT bf16 .*, padded", INSTRUCTIONS, "polymoe bf16")),
     *(in_generation(1, "one text", half) for half in ("", " bf16")),
     *(in_generation(16, "16 texts of 8 tasks", half) for half in ("", " bf16")),
     Target("a call of the extension, small input", 5, "us", seconds_of_a_call, True),

@@ -60,12 +60,14 @@ class Work(NamedTuple):
 
 
 class Contest(NamedTuple):
-    """Candidates that are compared with each other. ``check`` raises AssertionError where one is wrong."""
+    """Candidates that are compared with each other. ``check`` raises AssertionError where one is wrong.
+    ``rounds``: at most, of what takes long."""
 
     group: str
     what: str
     candidates: Sequence[Candidate]
     check: Callable[[], object]
+    rounds: int | None = None
 
 
 @dataclass
@@ -146,7 +148,7 @@ def race(contest: Contest, rounds: int, roofs: Roofs, isa: str, seed: int = 0) -
     turns = {c.who: Turns() for c in contest.candidates}
     assert len(turns) == len(contest.candidates), f"{contest.what}: two candidates of one name"
     rng = np.random.default_rng(seed)
-    for _ in range(rounds + 1):
+    for _ in range(min(rounds, contest.rounds or rounds) + 1):
         best = best.best(roofs.limits(isas, 1))
         for i in rng.permutation(len(contest.candidates)):
             candidate = contest.candidates[i]
