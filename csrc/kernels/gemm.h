@@ -17,13 +17,13 @@ struct FN(gemm_job) {
 };
 
 /* What a tile asks memory for. NEAR: with few rows reading the weight takes longest, and the hardware asks for a panel late: lines
- * are asked for FETCH_AHEAD of them ahead, the next strip's at the end of one. FAR: of a weight larger than the caches every tile
+ * are asked for FETCH_AHEAD of them ahead, the next strip's at the end of one. FAR: of a weight larger than an L2 cache every tile
  * asks for its part of the next strip, spread over its steps: asking for a line several times costs nothing, for many at once it
  * does. */
 enum FN(gemm_fetching) { FN(NOTHING), FN(NEAR), FN(FAR) };
 #define FEW_ROWS ((ptrdiff_t)32)
 #define FETCH_AHEAD ((ptrdiff_t)32)
-#define LARGE ((ptrdiff_t)4 << 20) /* bytes of a weight */
+#define LARGE ((ptrdiff_t)1 << 20) /* bytes of a weight */
 PM_INLINE void FN(gemm_fetch)(const int vecs, const int fetching, ptrdiff_t n, ptrdiff_t d,
                               const struct FN(gemm_job) * j, const real *panel)
 {
