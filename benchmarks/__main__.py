@@ -38,13 +38,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few turns")
     parser.add_argument(
         "--only", nargs="+", choices=GROUPS, default=GROUPS, metavar="GROUP", help=", ".join(GROUPS)
     )
     parser.add_argument("--threads", type=int, default=0, help="0: as many as polymoe takes by itself")
     parser.add_argument("--isa", choices=_core.isas(), help="this instruction set alone")
-    parser.add_argument("--rounds", type=int, default=9, help="counted turns of every candidate")
+    parser.add_argument("--rounds", type=int, help="counted turns of every candidate: 9, with --quick 5")
     parser.add_argument("--no-torch", action="store_true", help="compare with NumPy alone")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the run as JSON")
     parser.add_argument(
@@ -71,7 +71,8 @@ def measure(args: argparse.Namespace, console: Console) -> Run:
         if torch is not None:
             torch.set_num_threads(threads)
         isas = (args.isa,) if args.isa else tuple(_core.isas())
-        options = Options(threads, isas, args.rounds, args.quick, torch is not None)
+        rounds = args.rounds or (5 if args.quick else 9)
+        options = Options(threads, isas, rounds, args.quick, torch is not None)
         roofs, rows, resident = machine.Roofs(machine.clock(threads)), [], []
         for group in args.only:
             module = importlib.import_module(f"benchmarks.{group}")
