@@ -44,7 +44,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=0, help="0: as many as polymoe takes by itself")
     parser.add_argument("--isa", choices=_core.isas(), help="this instruction set alone")
-    parser.add_argument("--rounds", type=int, help="counted turns of every candidate: 9, with --quick 5")
+    parser.add_argument("--rounds", type=int, help="counted turns of every candidate: 9, with --quick 3")
     parser.add_argument("--no-torch", action="store_true", help="compare with NumPy alone")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the run as JSON")
     parser.add_argument(
@@ -71,7 +71,7 @@ def measure(args: argparse.Namespace, console: Console) -> Run:
         if torch is not None:
             torch.set_num_threads(threads)
         isas = (args.isa,) if args.isa else tuple(_core.isas())
-        rounds = args.rounds or (5 if args.quick else 9)
+        rounds = args.rounds or (3 if args.quick else 9)
         options = Options(threads, isas, rounds, args.quick, torch is not None)
         roofs, rows, resident = machine.Roofs(machine.clock(threads)), [], []
         for group in args.only:
