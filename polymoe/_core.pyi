@@ -164,6 +164,7 @@ def layer_norm_fwd(
     rstd: _Array,
     /,
 ) -> None: ...
+def factor_pack(factor: _Array, panels: _Array, /) -> None: ...
 def linear_bwd(
     x: _Array | None,
     activation: int,

@@ -272,7 +272,7 @@ def test_nothing_is_written_beyond_y(isa: str, N: int, O: int) -> None:
     memory = np.full(2 * guard + N * O, value)
     y = memory[guard : guard + N * O].reshape(N, O)
     x, packed = np.ones((N, 5), np.float32), F.PackedWeight(np.ones((O, 5), np.float32))
-    _core.linear_fwd(x, 0, None, (packed.panels, None, *NO_TERM, y, None))
+    _core.linear_fwd(x, 0, None, (packed.panels, None, *NO_TERM, None, y, None))
     assert np.all(y == 5)
     assert np.all(memory[:guard] == value)
     assert np.all(memory[-guard:] == value)
@@ -292,7 +292,7 @@ def test_panels_that_are_not_aligned_are_refused() -> None:
     panels = memory[1 : 1 + 5 * 16].reshape(1, 5, 16)
     message = "weight: expected panels at a multiple of 64 bytes, got 4 beyond one"
     with pytest.raises(ValueError, match=message):
-        _core.linear_fwd(np.ones((1, 5), np.float32), 0, None, (panels, None, *NO_TERM, y, None))
+        _core.linear_fwd(np.ones((1, 5), np.float32), 0, None, (panels, None, *NO_TERM, None, y, None))
     assert not y.any()
 
 
@@ -463,3 +463,23 @@ def test_threads_that_share_columns_activate_each_once(isa: str, threads: Any) -
         assert grads.dx is not None and grads.dtimes is not None
         results.append((y.tobytes(), grads.dx.tobytes(), grads.dtimes.tobytes()))
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("r", [3, 8, 20])
+def test_a_packed_factor_gives_the_bits_of_the_array(r: int) -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(200, 37)).astype(np.float32), rng.normal(size=(50, 37)).astype(np.float32)
+    lora_A, lora_B = (rng.normal(size=(3, r, n)).astype(np.float32) for n in (37, 50))
+    groups = {"adapter_ids": np.array([2, 0]), "cu_seqlens": np.array([0, 60, 200])}
+    packed, before = F.PackedFactor(lora_A), _core.get_isa()
+    try:
+        for isa in _core.isas():  # it is packed again where the layout may be another
+            _core.set_isa(isa)
+            found = F.linear(x, w, None, packed, lora_B, **groups)[0]
+            np.testing.assert_array_equal(found, F.linear(x, w, None, lora_A, lora_B, **groups)[0])
+    finally:
+        _core.set_isa(before)
+    weights = np.ones((3, 1, 3), np.float32)
+    for refused in ({"scale": 2.0}, {"weights": weights}):
+        with pytest.raises(ValueError, match="panels: expected None with weights or a scale, got an array"):
+            F.linear(x, w, None, packed, lora_B, **refused)

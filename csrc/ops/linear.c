@@ -34,12 +34,20 @@ static struct FN(linear_pass) FN(linear_pass_of)(const struct pm_term *t, int ba
                                      .weights = t->weights,
                                      .down = backward ? t->lora_B : t->lora_A,
                                      .up = backward ? t->lora_A : t->lora_B,
+                                     .panels_down = backward ? NULL : t->panels,
                                      .R_down = backward ? R_B : R_A,
                                      .R_up = backward ? R_A : R_B,
                                      .scale = (real)t->scale,
                                      .makes = t->weights && !aside,
                                      .aside = aside,
                                      .backward = backward };
+}
+
+/* panels [G,R to whole panels,D]: factor [G,R,D] as pm_linear_fwd reads it, on the instruction set of now. */
+void FN(pm_factor_pack)(ptrdiff_t G, ptrdiff_t R, ptrdiff_t D, const real *factor, real *panels)
+{
+    for (ptrdiff_t g = 0; g < G; g++)
+        K->proj_pack(R, D, factor + g * R * D, 1, panels + g * FN(padded)(R) * D);
 }
 
 /* What a pass needs before its chunks. What it allocates is freed by linear_end. -1 when memory is out. */
@@ -73,7 +81,7 @@ static void FN(linear_end)(struct FN(linear_pass) * c)
 {
     if (c->pairs.at != c->groups.at) pm_segments_free(&c->pairs);
     pm_segments_free(&c->groups);
-    pm_block_put(c->panels_down);
+    pm_block_put(c->packed);
     pm_block_put(c->made_down);
     pm_block_put(c->sums);
     pm_block_put(c->dweights_parts);

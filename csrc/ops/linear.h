@@ -30,6 +30,8 @@ struct pm_term {
     ptrdiff_t B, G, Q, S, S_A, k,
         R; /* S_A: of lora_A, 1 where it is shared, else S   k: choices, the extent K   R: of one expert, 0 for no term */
     const void *lora_A, *lora_B, *weights; /* [S_A,R,D] [S,R,O] */
+    const void
+        *panels; /* of lora_A, packed by pm_factor_pack, or NULL. Forward, PM_MIX, without weights, scale 1 */
     const int64_t *ids, *adapter_ids, *cu_seqlens;
     double scale;
 };
@@ -50,6 +52,7 @@ struct pm_layer {
 /* They return -1 when memory is out. linear: the sum of what n layers bring to dx, and onto [N,D] or NULL (not where x is activated). dx may
  * be NULL; x may be where no layer learns and it is not activated, h too unless experts lie side by side. */
 #define PM_DECLARE_LAYERS(real, DT)                                                                         \
+    void pm_factor_pack_##DT(ptrdiff_t G, ptrdiff_t R, ptrdiff_t D, const real *factor, real *panels);      \
     int pm_linear_fwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *x, struct pm_reading reading, ptrdiff_t n, \
                            const struct pm_layer *layers);                                                  \
     int pm_linear_bwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *x, struct pm_reading reading, ptrdiff_t n, \

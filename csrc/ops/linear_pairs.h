@@ -14,7 +14,8 @@ struct FN(linear_pass) {
     int makes; /* pairs are made: mixed or gathered */
     int aside; /* experts lie side by side: one pair for all groups, weights act on h */
     real *made_down, *made_up; /* makes: [R_down,I] and [R_up,O] of every pair */
-    real *panels_down; /* the packed [R_down,I] of every pair */
+    const real *panels_down; /* the packed [R_down,I] of every pair */
+    real *packed; /* the same, where it is made here */
     struct pm_segments groups; /* the groups as they lie in the tokens */
     struct pm_segments pairs; /* what one pair serves: the same, or with `aside` whole chunks */
     real *saved_h; /* [N,R_down] forward: to be written, or NULL */
@@ -73,15 +74,16 @@ static void FN(linear_pack_item)(void *ctx, ptrdiff_t g)
     const real *down = c->makes ? c->made_down : c->down;
     if (c->pairs.next[g] != PM_UNUSED)
         K->proj_pack(c->R_down, c->I, down + g * c->R_down * c->I, c->aside && c->backward ? 1 : c->scale,
-                     c->panels_down + g * FN(padded)(c->R_down) * c->I);
+                     c->packed + g * FN(padded)(c->R_down) * c->I);
 }
 
 /* -1 when memory is out. */
 static int FN(linear_make_pairs)(struct FN(linear_pass) * c, ptrdiff_t n_pairs)
 {
     const ptrdiff_t pair = c->R_down * c->I + c->R_up * c->O;
-    c->panels_down = pm_block_get(sizeof(real) * n_pairs * FN(padded)(c->R_down) * c->I);
-    if (!c->panels_down) return -1;
+    if (c->panels_down) return 0; /* they were made before */
+    c->panels_down = c->packed = pm_block_get(sizeof(real) * n_pairs * FN(padded)(c->R_down) * c->I);
+    if (!c->packed) return -1;
     if (c->makes) {
         c->made_down = pm_block_get(sizeof(real) * n_pairs * pair);
         if (!c->made_down) return -1;

@@ -30,7 +30,7 @@ static void check_form(const struct pm_term *t, ptrdiff_t D, ptrdiff_t O)
 }
 
 /* The low-rank term's arguments, shared by forward and backward. R is 0 without one.
- * args: lora_A, lora_B, weights, ids, adapter_ids, cu_seqlens, scale, form. Python's error is set when something is wrong. */
+ * args: lora_A, lora_B, weights, ids, adapter_ids, cu_seqlens, scale, form; forward: panels. Python's error is set when something is wrong. */
 static struct pm_term read_term(PyObject *const *args, int type, ptrdiff_t N, ptrdiff_t D, ptrdiff_t O)
 {
     struct pm_term t = { .B = -1, .G = -1, .Q = -1, .S = -1, .k = -1, .R = -1 };
@@ -105,6 +105,34 @@ static int check_layers(Py_ssize_t n, const char *name)
     return -1;
 }
 
+static ptrdiff_t whole_panels(ptrdiff_t R, int type)
+{
+    const ptrdiff_t panel = PM_ALIGN / (type == NPY_FLOAT32 ? sizeof(float) : sizeof(double));
+    return (R + panel - 1) / panel * panel;
+}
+
+/* lora_A may come packed, by pm_factor_pack. */
+static void read_panels(PyObject *o, int type, ptrdiff_t D, struct pm_term *t)
+{
+    ptrdiff_t R = whole_panels(t->R, type);
+    t->panels = pm_in_or_none(o, "panels", type, 3, &t->G, &R, &D);
+    if (t->panels && !PyErr_Occurred() && (t->form != PM_MIX || t->weights || t->scale != 1))
+        PyErr_SetString(PyExc_ValueError, "panels: expected None with weights or a scale, got an array");
+}
+
+static PyObject *py_factor_pack(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (pm_nargs(nargs, 2, "factor_pack")) return NULL;
+    ptrdiff_t G = -1, R = -1, D = -1;
+    const int type = pm_real(args[0], "factor");
+    const void *factor = pm_in(args[0], "factor", type, 3, &G, &R, &D);
+    ptrdiff_t padded = whole_panels(R, type);
+    void *panels = pm_out(args[1], "panels", type, 3, &G, &padded, &D);
+    if (PyErr_Occurred()) return NULL;
+    PM_CALL(type, pm_factor_pack, G, R, D, factor, panels);
+    Py_RETURN_NONE;
+}
+
 static PyObject *py_linear_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
     const Py_ssize_t n = nargs - 3;
@@ -115,15 +143,16 @@ static PyObject *py_linear_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py
     const struct pm_reading reading = read_reading(args + 1, type, &N, &D);
     struct pm_layer layers[PM_LAYERS];
     for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *const *a = read_layer(args[3 + i], 12);
+        PyObject *const *a = read_layer(args[3 + i], 13);
         if (!a) return NULL;
         struct pm_layer layer = { .O = -1 };
-        layer.y = pm_out(a[10], "y", type, 2, &N, &layer.O);
+        layer.y = pm_out(a[11], "y", type, 2, &N, &layer.O);
         layer.weight = pm_weight_or_none(a[0], type, layer.O, D);
         layer.bias = pm_in_or_none(a[1], "bias", type, 1, &layer.O);
         layer.term = read_term(a + 2, type, N, D, layer.O);
+        read_panels(a[10], type, D, &layer.term);
         ptrdiff_t R = ranks(&layer.term);
-        layer.h = pm_out_or_none(a[11], "h", type, 2, &N, &R);
+        layer.h = pm_out_or_none(a[12], "h", type, 2, &N, &R);
         if (PyErr_Occurred()) return NULL;
         if (!layer.weight.panels && !layer.term.lora_A)
             return PyErr_Format(PyExc_TypeError, "weight: expected an array where lora_A is None, got None");
@@ -195,11 +224,14 @@ static PyObject *py_linear_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py
 }
 
 PyMethodDef pm_methods_linear[] = {
+    PM_METHOD(
+        factor_pack,
+        "factor_pack(factor, panels, /)\n--\n\nA factor [G,R,D] as linear_fwd reads it, R in whole panels."),
     PM_METHOD(linear_fwd,
               "linear_fwd(x, activation, times, /, *layers)\n--\n\n"
               "y = x W^T + bias + h B_g with h = scale * x A_g^T, for each layer (weight, bias, lora_A, "
               "lora_B, weights, "
-              "ids, adapter_ids, cu_seqlens, scale, form, y, h); weight is packed. form: 0 mix, 1 "
+              "ids, adapter_ids, cu_seqlens, scale, form, panels, y, h); weight is packed. form: 0 mix, 1 "
               "concat, 2 outputs. activation: 0 none, 1 relu, 2 gelu, 3 gelu_tanh, 4 silu; then x stands "
               "for activation(x) * times."),
     PM_METHOD(linear_bwd,

@@ -9,6 +9,7 @@ import numpy as np
 from polymoe import random, tape
 from polymoe.adapters.parts import Experts, Shapes, Site, expect
 from polymoe.batch import Batch, Routing
+from polymoe.functional import PackedFactor
 
 if TYPE_CHECKING:
     from polymoe.adapters.config import AdapterConfig
@@ -39,7 +40,7 @@ class LowRankExperts(Experts):
         if routings is not None and routings.stand and routing.axis == "group" and self.mixing != "outputs":
             lora_A, lora_B = routings.once(self.name, self._mixed, routing, batch)
             ids, offsets = routing.adapter_ids, batch.cu_seqlens
-            return tape.linear(x, weight, bias, lora_A, lora_B, None, ids, offsets, self.scale)
+            return tape.linear(x, weight, bias, lora_A, lora_B, None, ids, offsets)
         lora_A, lora_B, weights = self.factors(routing.weights, batch)
         if routing.axis == "token":
             return tape.moe(x, weight, bias, lora_A, lora_B, weights, routing.ids, self.scale)
@@ -52,9 +53,12 @@ class LowRankExperts(Experts):
         )  # fmt: skip
 
     def _mixed(self, routing: Routing, batch: Batch) -> tuple[Any, Any]:
-        """The pairs of all groups: where texts are written, they are made once, not for every token."""
+        """The pairs of all groups, A scaled and packed: where texts are written, once for all tokens."""
         lora_A, lora_B, weights = self.factors(routing.weights, batch)
-        return (lora_A, lora_B) if weights is None else (tape.mix(weights, lora_A), tape.mix(weights, lora_B))
+        if weights is not None:
+            lora_A, lora_B = tape.mix(weights, lora_A), tape.mix(weights, lora_B)
+        scaled = tape.data_of(lora_A)
+        return PackedFactor(scaled * scaled.dtype.type(self.scale)), tape.data_of(lora_B)
 
 
 class LoraExperts(LowRankExperts):

@@ -28,7 +28,14 @@ from polymoe.functional.elementwise import (
 from polymoe.functional.expert_dense import expert_dense, expert_dense_backward
 from polymoe.functional.gather import embedding, embedding_backward, mean_pool, mean_pool_backward
 from polymoe.functional.invariance import batch_invariant, get_batch_invariant, set_batch_invariant
-from polymoe.functional.linear import PackedWeight, linear, linear_backward, linears, linears_backward
+from polymoe.functional.linear import (
+    PackedFactor,
+    PackedWeight,
+    linear,
+    linear_backward,
+    linears,
+    linears_backward,
+)
 from polymoe.functional.lm_loss import lm_loss, lm_loss_backward
 from polymoe.functional.loss import cross_entropy, cross_entropy_backward, mse, mse_backward
 from polymoe.functional.mix import mix, mix_backward
@@ -59,6 +66,7 @@ from polymoe.functional.shape import concat, concat_backward, reshape, reshape_b
 from polymoe.functional.tensor import leaf_size, tensor_product, tensor_product_backward
 
 __all__ = [
+    "PackedFactor",
     "PackedWeight",
     "adamw_step",
     "add",

@@ -37,7 +37,7 @@ def dense(x: Any, weight: Any, bias: Any = None) -> tuple[Array, DenseSaved]:
     if weight.ndim != 2:
         raise ValueError(f"weight: expected shape (O, D), got {weight.shape}")
     y = _core.empty((*x.shape[:1], len(weight)), x.dtype)
-    _core.linear_fwd(x, 0, None, (pack(weight), bias, *NO_TERM, y, None))
+    _core.linear_fwd(x, 0, None, (pack(weight), bias, *NO_TERM, None, y, None))
     return y, DenseSaved(x, weight, bias)
 
 

@@ -126,6 +126,32 @@ class PackedWeight:
         return f"PackedWeight(shape={self.shape}, dtype={self.dtype})"
 
 
+class PackedFactor:
+    """A factor [G, r, D] of the pairs of groups in the layout that :func:`linear` reads, for many calls: each
+    call packs what it gets as an array. Its gradient is not asked for.
+
+    Raises TypeError for another dtype than float32 and float64, ValueError for another shape.
+    """
+
+    def __init__(self, factor: Any) -> None:
+        self.factor = real(factor)
+        if self.factor.ndim != 3:
+            raise ValueError(f"factor: expected shape (G, r, D), got {self.factor.shape}")
+        self._isa, self._panels = "", self.factor
+
+    @property
+    def panels(self) -> Array:
+        """[G, r in whole panels, D], of the instruction set that is in use."""
+        isa = _core.get_isa()
+        if isa != self._isa:
+            width = PANEL_BYTES // self.factor.itemsize
+            n_groups, r, n_in = self.factor.shape
+            panels = _core.empty((n_groups, -(-r // width) * width, n_in), self.factor.dtype)
+            _core.factor_pack(self.factor, panels)
+            self._isa, self._panels = isa, panels
+        return self._panels
+
+
 class LinearSaved(NamedTuple):
     """What :func:`linear` keeps: its inputs, not copied, and h = scale * x A^T [N, ranks side by side].
     Without a low-rank term or an activation nothing needs x: it is [0, D] then."""
@@ -184,7 +210,8 @@ def linear(
         weight: frozen [O, D], a :class:`PackedWeight`. An array is packed for this call alone. None: the
             low-rank term alone.
         bias: [O], frozen.
-        lora_A, lora_B: [S, r, D] and [S, r, O], given together.
+        lora_A, lora_B: [S, r, D] and [S, r, O], given together. ``lora_A`` may be a :class:`PackedFactor`,
+            with neither ``weights`` nor ``scale``.
         weights: [G, Q, S]: ``A_g = sum_s weights[g, q, s] lora_A[s]`` in the q-th of Q blocks of columns, B_g
             likewise. None: the pair of group g is lora_A[g], lora_B[g]. With ``ids``: [G, k].
         adapter_ids: [B], the group of every example. None: group 0 for all.
@@ -278,6 +305,9 @@ def _layer(
     if ids is not None and mixing == "factors":
         raise ValueError("ids: expected None (factors are mixed by dense weights), got an array")
     # one by one: generators cost more than they convert, where a token is written
+    panels = None
+    if type(lora_A) is PackedFactor:
+        lora_A, panels = lora_A.factor, lora_A.panels
     bias = like_or_none(x, bias)
     lora_A, lora_B, weights = like_or_none(x, lora_A), like_or_none(x, lora_B), like_or_none(x, weights)
     ids, adapter_ids = index_or_none(ids, "ids"), index_or_none(adapter_ids, "adapter_ids")
@@ -294,7 +324,7 @@ def _layer(
     n_out = weight.shape[0] if weight is not None else 0 if lora_B is None else lora_B.shape[-1]
     y = _core.empty((*x.shape[:1], n_out), x.dtype)
     term = (lora_A, lora_B, weights, ids, adapter_ids, cu_seqlens, scale, form)
-    layer = (None if weight is None else weight.panels, bias, *term, y, h)
+    layer = (None if weight is None else weight.panels, bias, *term, panels, y, h)
     kept = x[:0].copy() if lora_A is None and not reading[0] else x
     return layer, LinearSaved(kept, weight, *term, *reading, h)
 
