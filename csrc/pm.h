@@ -61,10 +61,12 @@ enum pm_activation { PM_IDENTITY, PM_RELU, PM_GELU, PM_GELU_TANH, PM_SILU, PM_AC
                   ptrdiff_t panel_stride, const real *base, const real *bias, ptrdiff_t R, const real *h,    \
                   ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy, real *scratch))       \
     K(proj_pack, (ptrdiff_t R, ptrdiff_t D, const real *factor, real scale, real *panels))                   \
-    K(proj, (ptrdiff_t N, ptrdiff_t R, ptrdiff_t D_all, ptrdiff_t d0, ptrdiff_t D, const real *xs,           \
-             const real *panels, int accumulate, real *h, ptrdiff_t ldh))                                    \
-    K(outer, (ptrdiff_t N, ptrdiff_t R, ptrdiff_t D, const real *h, ptrdiff_t ldh, const real *x,            \
-              ptrdiff_t ldx, int accumulate, real *dP, ptrdiff_t ldp))                                       \
+    K(proj, (ptrdiff_t N, ptrdiff_t R, ptrdiff_t D_all, ptrdiff_t d0, ptrdiff_t D, const ptrdiff_t *at,      \
+             const real *xs, const real *panels, int accumulate, real *h, ptrdiff_t ldh, real *gathered))    \
+    K(outer, (ptrdiff_t N, ptrdiff_t R, ptrdiff_t D, const ptrdiff_t *at, const real *h, ptrdiff_t ldh,      \
+              const real *x, ptrdiff_t ldx, int accumulate, real *dP, ptrdiff_t ldp))                        \
+    K(expand, (ptrdiff_t N, ptrdiff_t R, ptrdiff_t D, const ptrdiff_t *at, const real *h, ptrdiff_t ldh,     \
+               const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy))                                        \
     K(add_rows, (ptrdiff_t N, ptrdiff_t D, const real *x, ptrdiff_t ldx, real *out))                         \
     K(combine_fwd, (ptrdiff_t N, ptrdiff_t S, ptrdiff_t R, const real *weights, const real *h,               \
                     ptrdiff_t ldh, real *u, ptrdiff_t ldu))                                                  \

@@ -16,7 +16,7 @@ import pytest
 
 from polymoe import _core
 
-MATRIX = re.compile(r"(gemm|product|proj|outer|mix)_\w+(\.[\w.]+)?")
+MATRIX = re.compile(r"(gemm|product|proj|outer|expand|mix)_\w+(\.[\w.]+)?")
 MULTIPLY_ADD = re.compile(r"v(fn?madd|dpbf16)")
 ON_THE_STACK = re.compile(r"\(%r[sb]p\b.*%[xyz]mm|%[xyz]mm.*\(%r[sb]p\b")
 TILE = 8  # multiply-adds from which on a loop is that of a tile
@@ -58,7 +58,7 @@ def test_tiles_of_the_matrix_kernels_stay_in_registers():
     if "gemm_f32>:" not in text or "__asan_" in text:
         pytest.skip("built without symbols, or with sanitizers")
     tiles = [loop for loop in loops(text) if MATRIX.fullmatch(loop.function) and loop.multiply_adds >= TILE]
-    assert {MATRIX.match(loop.function)[1] for loop in tiles} >= {"gemm", "proj", "outer", "mix"}
+    assert {MATRIX.match(loop.function)[1] for loop in tiles} >= {"gemm", "proj", "outer", "expand", "mix"}
     assert max(loop.multiply_adds for loop in tiles) >= 24  # 12 rows of 2 vectors
     assert {loop.function: loop.spilt for loop in tiles if loop.spilt} == {}
 

@@ -1,6 +1,8 @@
 /* lowrank.h -- what the low-rank term needs beside the product: projection, sums over tokens, weights in the rank space.
- *   proj:        h[n,r] = (accumulate ? h[n,r] : 0) + sum_d xs[n,d] * factor[r,d]     d from d0 on, D columns of D_all; xs staged
- *   outer:       dP[r,d] = (accumulate ? dP[r,d] : 0) + sum_n h[n,r] * x[n,d]     h [N,R]  x [N,D]  dP [R,D], row strides ld.
+ *   proj:        h[n,r] = (accumulate ? h[n,r] : 0) + sum_d xs[at[n],d] * factor[r,d]     d from d0 on, D columns of D_all; xs staged
+ *   outer:       dP[r,d] = (accumulate ? dP[r,d] : 0) + sum_n h[n,r] * x[at[n],d]     h [N,R]  x [N,D]  dP [R,D], row strides ld.
+ *   expand:      y[at[n],d] += sum_r h[n,r] * P[r,d]     P [R,D]; no two at[n] are equal
+ *   at: N rows, or NULL: they are 0..N-1 (proj with at: N <= PM_CHUNK, and room for so many staged rows in `gathered`)
  *   add_rows:    out[d] += sum_n x[n,d]
  *   combine_fwd: u[n,s,r] = weights[s] * m[n,r]     m[n,r] = sum_s weights[s] * h[n,s,r]     h, u [N,S,R] row strides ld., may be one.
  *   combine_bwd: dh[n,s,r] = scale * weights[s] * dm[n,r]    dm[n,r] = sum_s weights[s] * du[n,s,r]    (dh takes the place of du)
@@ -18,15 +20,20 @@ typedef long long FN(pair)
 typedef long long FN(pairs) __attribute__((vector_size(VBYTES)));
 typedef real FN(ranks) __attribute__((vector_size(VBYTES / 2), aligned(sizeof(real)), may_alias));
 
-PM_INLINE void FN(proj_tile)(const int rows, ptrdiff_t D, const real *restrict xs, const real *restrict panel,
-                             int accumulate, real *restrict h, ptrdiff_t ldh)
+PM_INLINE void FN(proj_tile)(const int rows, const int apart, ptrdiff_t D, const ptrdiff_t *at,
+                             const real *restrict xs, const real *restrict panel, int accumulate,
+                             real *restrict h, ptrdiff_t ldh)
 {
     vec acc[TILE_ROWS];
-    PM_UNROLLED_FOR (int i = 0; i < rows; i++) acc[i] = (vec){ 0 };
-    for (ptrdiff_t d = 0; d < D; d += 2, panel += LANES) {
-        const vec w = *(const vec *)panel;
+    const real *row[TILE_ROWS];
+    PM_UNROLLED_FOR (int i = 0; i < rows; i++) {
+        acc[i] = (vec){ 0 };
+        row[i] = xs + (apart ? at[i] : i) * PM_STRIDE;
+    }
+    for (ptrdiff_t d = 0; d < D; d += 2) {
+        const vec w = *(const vec *)(panel + d * PAIR_RANKS);
         PM_UNROLLED_FOR (int i = 0; i < rows; i++)
-            acc[i] += w * (vec)((FN(pairs)){ 0 } + *(const FN(pair) *)(xs + i * PM_STRIDE + d));
+            acc[i] += w * (vec)((FN(pairs)){ 0 } + *(const FN(pair) *)(row[i] + d));
     }
     PM_UNROLLED_FOR (int i = 0; i < rows; i++) {
         const FN(ranks) even = __builtin_shufflevector(acc[i], acc[i], 0, 2, 4, 6, 8, 10, 12, 14);
@@ -77,10 +84,15 @@ static void FN(proj_pack)(ptrdiff_t R, ptrdiff_t D, const real *restrict factor,
 
 /* h has room for whole panels in every row. */
 static void FN(proj)(ptrdiff_t N, ptrdiff_t R, ptrdiff_t D_all, ptrdiff_t d0, ptrdiff_t D,
-                     const real *restrict xs, const real *restrict panels, int accumulate, real *h,
-                     ptrdiff_t ldh)
+                     const ptrdiff_t *at, const real *restrict xs, const real *restrict panels,
+                     int accumulate, real *h, ptrdiff_t ldh, real *gathered)
 {
     if (R > PAIR_RANKS) {
+        if (at) {
+            for (ptrdiff_t n = 0; n < N; n++)
+                memcpy(gathered + n * PM_STRIDE, xs + at[n] * PM_STRIDE, sizeof(real) * D);
+            xs = gathered;
+        }
         FN(gemm)(N, D, (R + PANEL - 1) / PANEL * PANEL, xs, panels + d0 * PANEL, D_all * PANEL,
                  accumulate ? h : NULL, NULL, 0, NULL, 0, NULL, 0, h, ldh);
         return;
@@ -88,27 +100,36 @@ static void FN(proj)(ptrdiff_t N, ptrdiff_t R, ptrdiff_t D_all, ptrdiff_t d0, pt
 #if PAIR_RANKS
     const real *panel = panels + d0 * PAIR_RANKS;
     ptrdiff_t n = 0;
+    if (at) {
+        for (; n + 8 <= N; n += 8) FN(proj_tile)(8, 1, D, at + n, xs, panel, accumulate, h + n * ldh, ldh);
+        for (; n < N; n++) FN(proj_tile)(1, 1, D, at + n, xs, panel, accumulate, h + n * ldh, ldh);
+        return;
+    }
     for (; n + TILE_ROWS <= N; n += TILE_ROWS)
-        FN(proj_tile)(TILE_ROWS, D, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh);
-    if (n + 8 <= N) FN(proj_tile)(8, D, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh), n += 8;
-    if (n + 4 <= N) FN(proj_tile)(4, D, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh), n += 4;
-    for (; n < N; n++) FN(proj_tile)(1, D, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh);
+        FN(proj_tile)(TILE_ROWS, 0, D, NULL, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh);
+    if (n + 8 <= N)
+        FN(proj_tile)(8, 0, D, NULL, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh), n += 8;
+    if (n + 4 <= N)
+        FN(proj_tile)(4, 0, D, NULL, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh), n += 4;
+    for (; n < N; n++) FN(proj_tile)(1, 0, D, NULL, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh);
 #endif
 }
 
-PM_INLINE void FN(outer_tile)(const int rows, const int vecs, ptrdiff_t N, const real *restrict h,
-                              ptrdiff_t ldh, const real *restrict x, ptrdiff_t ldx, int accumulate,
-                              real *restrict dP, ptrdiff_t ldp)
+PM_INLINE void FN(outer_tile)(const int rows, const int vecs, const int apart, ptrdiff_t N,
+                              const ptrdiff_t *restrict at, const real *restrict h, ptrdiff_t ldh,
+                              const real *restrict x, ptrdiff_t ldx, int accumulate, real *restrict dP,
+                              ptrdiff_t ldp)
 {
     vec acc[TILE_ROWS][TILE_VECS];
     PM_UNROLLED_FOR (int r = 0; r < rows; r++)
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++)
             acc[r][v] = accumulate ? *(const vec *)(dP + r * ldp + v * LANES) : (vec){ 0 };
-    for (ptrdiff_t n = 0; n < N; n++, h += ldh, x += ldx) {
+    for (ptrdiff_t n = 0; n < N; n++, h += ldh) {
+        const real *row = x + (apart ? at[n] : n) * ldx;
         vec xv[TILE_VECS];
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++) {
-            xv[v] = *(const vec *)(x + v * LANES);
-            __builtin_prefetch(x + (vecs + v) * LANES); /* the next tile's: rows are far apart */
+            xv[v] = *(const vec *)(row + v * LANES);
+            __builtin_prefetch(row + (vecs + v) * LANES); /* the next tile's: rows are far apart */
         }
         PM_UNROLLED_FOR (int r = 0; r < rows; r++)
             PM_UNROLLED_FOR (int v = 0; v < vecs; v++) acc[r][v] += xv[v] * h[r];
@@ -118,35 +139,87 @@ PM_INLINE void FN(outer_tile)(const int rows, const int vecs, ptrdiff_t N, const
 }
 
 /* rows of dP, all columns */
-PM_INLINE void FN(outer_rows)(const int rows, ptrdiff_t N, ptrdiff_t D, const real *restrict h, ptrdiff_t ldh,
+PM_INLINE void FN(outer_rows)(const int rows, const int apart, ptrdiff_t N, ptrdiff_t D,
+                              const ptrdiff_t *restrict at, const real *restrict h, ptrdiff_t ldh,
                               const real *restrict x, ptrdiff_t ldx, int accumulate, real *restrict dP,
                               ptrdiff_t ldp)
 {
     ptrdiff_t d = 0;
     for (; d + TILE_VECS * LANES <= D; d += TILE_VECS * LANES)
-        FN(outer_tile)(rows, TILE_VECS, N, h, ldh, x + d, ldx, accumulate, dP + d, ldp);
+        FN(outer_tile)(rows, TILE_VECS, apart, N, at, h, ldh, x + d, ldx, accumulate, dP + d, ldp);
     for (; d + LANES <= D; d += LANES)
-        FN(outer_tile)(rows, 1, N, h, ldh, x + d, ldx, accumulate, dP + d, ldp);
+        FN(outer_tile)(rows, 1, apart, N, at, h, ldh, x + d, ldx, accumulate, dP + d, ldp);
     for (; d < D; d++)
         for (int r = 0; r < rows; r++) {
             real sum = accumulate ? dP[r * ldp + d] : 0;
-            for (ptrdiff_t n = 0; n < N; n++) sum += h[n * ldh + r] * x[n * ldx + d];
+            for (ptrdiff_t n = 0; n < N; n++) sum += h[n * ldh + r] * x[(apart ? at[n] : n) * ldx + d];
             dP[r * ldp + d] = sum;
         }
 }
 
-static void FN(outer)(ptrdiff_t N, ptrdiff_t R, ptrdiff_t D, const real *restrict h, ptrdiff_t ldh,
-                      const real *restrict x, ptrdiff_t ldx, int accumulate, real *restrict dP, ptrdiff_t ldp)
+PM_INLINE void FN(outer_all)(const int apart, ptrdiff_t N, ptrdiff_t R, ptrdiff_t D, const ptrdiff_t *at,
+                             const real *restrict h, ptrdiff_t ldh, const real *restrict x, ptrdiff_t ldx,
+                             int accumulate, real *restrict dP, ptrdiff_t ldp)
 {
     ptrdiff_t r = 0;
     for (; r + TILE_ROWS <= R; r += TILE_ROWS)
-        FN(outer_rows)(TILE_ROWS, N, D, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp);
+        FN(outer_rows)(TILE_ROWS, apart, N, D, at, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp);
     if (TILE_ROWS > 8 && r + 8 <= R)
-        FN(outer_rows)(8, N, D, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp), r += 8;
+        FN(outer_rows)(8, apart, N, D, at, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp), r += 8;
     if (TILE_ROWS > 4 && r + 4 <= R)
-        FN(outer_rows)(4, N, D, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp), r += 4;
-    if (r + 2 <= R) FN(outer_rows)(2, N, D, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp), r += 2;
-    if (r < R) FN(outer_rows)(1, N, D, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp);
+        FN(outer_rows)(4, apart, N, D, at, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp), r += 4;
+    if (r + 2 <= R)
+        FN(outer_rows)(2, apart, N, D, at, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp), r += 2;
+    if (r < R) FN(outer_rows)(1, apart, N, D, at, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp);
+}
+
+static void FN(outer)(ptrdiff_t N, ptrdiff_t R, ptrdiff_t D, const ptrdiff_t *at, const real *restrict h,
+                      ptrdiff_t ldh, const real *restrict x, ptrdiff_t ldx, int accumulate, real *restrict dP,
+                      ptrdiff_t ldp)
+{
+    if (at) FN(outer_all)(1, N, R, D, at, h, ldh, x, ldx, accumulate, dP, ldp);
+    else FN(outer_all)(0, N, R, D, NULL, h, ldh, x, ldx, accumulate, dP, ldp);
+}
+
+PM_INLINE void FN(expand_tile)(const int rows, const int vecs, ptrdiff_t R, const ptrdiff_t *restrict at,
+                               const real *restrict h, ptrdiff_t ldh, const real *restrict P, ptrdiff_t ldp,
+                               real *restrict y, ptrdiff_t ldy)
+{
+    vec acc[TILE_ROWS][TILE_VECS];
+    PM_UNROLLED_FOR (int i = 0; i < rows; i++)
+        PM_UNROLLED_FOR (int v = 0; v < vecs; v++) acc[i][v] = *(const vec *)(y + at[i] * ldy + v * LANES);
+    for (ptrdiff_t r = 0; r < R; r++, P += ldp) {
+        vec p[TILE_VECS];
+        PM_UNROLLED_FOR (int v = 0; v < vecs; v++) p[v] = *(const vec *)(P + v * LANES);
+        PM_UNROLLED_FOR (int i = 0; i < rows; i++)
+            PM_UNROLLED_FOR (int v = 0; v < vecs; v++) acc[i][v] += p[v] * h[i * ldh + r];
+    }
+    PM_UNROLLED_FOR (int i = 0; i < rows; i++)
+        PM_UNROLLED_FOR (int v = 0; v < vecs; v++) *(vec *)(y + at[i] * ldy + v * LANES) = acc[i][v];
+}
+
+PM_INLINE void FN(expand_strip)(const int vecs, ptrdiff_t N, ptrdiff_t R, const ptrdiff_t *restrict at,
+                                const real *restrict h, ptrdiff_t ldh, const real *restrict P, ptrdiff_t ldp,
+                                real *restrict y, ptrdiff_t ldy)
+{
+    ptrdiff_t n = 0;
+    for (; n + TILE_ROWS <= N; n += TILE_ROWS)
+        FN(expand_tile)(TILE_ROWS, vecs, R, at + n, h + n * ldh, ldh, P, ldp, y, ldy);
+    for (; TILE_ROWS > 4 && n + 4 <= N; n += 4)
+        FN(expand_tile)(4, vecs, R, at + n, h + n * ldh, ldh, P, ldp, y, ldy);
+    for (; n < N; n++) FN(expand_tile)(1, vecs, R, at + n, h + n * ldh, ldh, P, ldp, y, ldy);
+}
+
+static void FN(expand)(ptrdiff_t N, ptrdiff_t R, ptrdiff_t D, const ptrdiff_t *at, const real *h,
+                       ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy)
+{
+    ptrdiff_t d = 0;
+    for (; d + TILE_VECS * LANES <= D; d += TILE_VECS * LANES)
+        FN(expand_strip)(TILE_VECS, N, R, at, h, ldh, P + d, ldp, y + d, ldy);
+    for (; d + LANES <= D; d += LANES) FN(expand_strip)(1, N, R, at, h, ldh, P + d, ldp, y + d, ldy);
+    for (; d < D; d++)
+        for (ptrdiff_t n = 0; n < N; n++)
+            for (ptrdiff_t r = 0; r < R; r++) y[at[n] * ldy + d] += h[n * ldh + r] * P[r * ldp + d];
 }
 
 static void FN(add_rows)(ptrdiff_t N, ptrdiff_t D, const real *restrict x, ptrdiff_t ldx, real *restrict out)

@@ -58,7 +58,7 @@ static void FN(dense_bwd_weight_item)(void *ctx, ptrdiff_t item)
     do {    /* once when there are no tokens: then the gradient is 0 */
         const ptrdiff_t rows = N - n < PM_CHUNK ? N - n : PM_CHUNK;
         if (c->dweight)
-            K->outer(rows, height, width, c->dy + n * O + o, O, c->x + n * D + d, D, n > 0,
+            K->outer(rows, height, width, NULL, c->dy + n * O + o, O, c->x + n * D + d, D, n > 0,
                      c->dweight + o * D + d, D);
         n += PM_CHUNK;
     } while (n < N);

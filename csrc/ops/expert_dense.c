@@ -169,7 +169,7 @@ static void FN(expert_bwd_weight_item)(void *ctx, ptrdiff_t item)
                      dy + n * BLOCK_O);
         }
         if (dweight)
-            K->outer(run->rows, height, width, dy, BLOCK_O,
+            K->outer(run->rows, height, width, NULL, dy, BLOCK_O,
                      c->x + FN(expert_row)(c, x->apart, run->start, run->i) * D + d, x->apart ? x->k * D : D,
                      run > first, dweight, D);
         if (dbias) K->add_rows(run->rows, height, dy, BLOCK_O, dbias);

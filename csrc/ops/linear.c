@@ -8,7 +8,8 @@
  * Layers that read the same x (query, key, value) share its staging, and their dx is summed while it is in cache: the last layer first.
  *
  * The pair A_g, B_g is made once per group (linear_pairs.h); where all experts lie side by side there is one pair, and the weights act
- * on h and g (kernels/lowrank.h: combine, weigh). Without a frozen weight the epilogue is all there is. */
+ * on h and g (linear_weigh.h). Where tokens choose experts, a token has a row of h and g for each choice, sorted by expert: those of one
+ * expert are a group, whose rows of x and y are found by index. Without a frozen weight the epilogue is all there is. */
 #ifndef DT
 #define PM_SELF "../ops/linear.c"
 #include "linear.h"
@@ -17,6 +18,7 @@
 #include "dtypes.h"
 #else
 #include "linear_pairs.h"
+#include "linear_weigh.h"
 #include "linear_chunk.h"
 
 #define WEIGHT_READ 10 /* reading a weight takes as long as multiplying it with so many tokens */
@@ -24,12 +26,18 @@
 /* A pass over a term; scale, shapes of the pairs and what is made of them follow from it. */
 static struct FN(linear_pass) FN(linear_pass_of)(const struct pm_term *t, int backward)
 {
-    const int aside = t->form == PM_CONCAT || t->form == PM_OUTPUTS || t->form == PM_TOKENS;
-    const ptrdiff_t R_B = (aside                  ? t->S
+    const int chosen = t->form == PM_BUCKETS, by_token = chosen || t->form == PM_TOKENS,
+              aside = by_token || t->form == PM_CONCAT || t->form == PM_OUTPUTS;
+    const ptrdiff_t S = chosen ? 1 : t->S, S_A = chosen ? 1 : t->S_A,
+                    n_pairs = chosen  ? t->S
+                              : aside ? 1
+                                      : t->G,
+                    n_A = chosen ? t->S_A : n_pairs;
+    const ptrdiff_t R_B = (aside                  ? S
                            : t->form == PM_GATHER ? t->k
                                                   : 1) *
                           t->R,
-                    R_A = aside ? t->S_A * t->R : R_B;
+                    R_A = aside ? S_A * t->R : R_B;
     return (struct FN(linear_pass)){ .term = t,
                                      .weights = t->weights,
                                      .down = backward ? t->lora_B : t->lora_A,
@@ -37,9 +45,16 @@ static struct FN(linear_pass) FN(linear_pass_of)(const struct pm_term *t, int ba
                                      .panels_down = backward ? NULL : t->panels,
                                      .R_down = backward ? R_B : R_A,
                                      .R_up = backward ? R_A : R_B,
+                                     .k = chosen ? t->k : 1,
+                                     .S = S,
+                                     .S_A = S_A,
+                                     .n_pairs = n_pairs,
+                                     .n_down = backward ? n_pairs : n_A,
+                                     .n_up = backward ? n_A : n_pairs,
                                      .scale = (real)t->scale,
                                      .makes = t->weights && !aside,
                                      .aside = aside,
+                                     .by_token = by_token,
                                      .backward = backward };
 }
 
@@ -54,21 +69,23 @@ void FN(pm_factor_pack)(ptrdiff_t G, ptrdiff_t R, ptrdiff_t D, const real *facto
 static int FN(linear_begin)(struct FN(linear_pass) * c)
 {
     const struct pm_term *t = c->term;
-    const int grouped = t->R && t->form != PM_TOKENS;
-    if (pm_segments_make(&c->groups, c->N, grouped ? t->B : 1, grouped ? t->G : 1,
-                         grouped ? t->cu_seqlens : NULL, grouped ? t->adapter_ids : NULL))
+    const int grouped = t->R && !c->by_token;
+    if (t->form == PM_BUCKETS) {
+        if (pm_segments_choose(&c->groups, c->N, t->S, t->k, t->ids)) return -1;
+    } else if (pm_segments_make(&c->groups, c->N, grouped ? t->B : 1, grouped ? t->G : 1,
+                                grouped ? t->cu_seqlens : NULL, grouped ? t->adapter_ids : NULL))
         return -1;
     const int whole = c->aside && grouped;
     if (whole && pm_segments_make(&c->pairs, c->N, 1, 1, NULL, NULL)) return -1;
     if (!whole) c->pairs = c->groups;
     c->pair = FN(padded)(c->R_up * c->O + c->R_down * c->I) + PM_ALIGN / sizeof(real);
-    if (t->R && FN(linear_make_pairs)(c, c->aside ? 1 : t->G)) return -1;
+    if (t->R && FN(linear_make_pairs)(c)) return -1;
     if (c->learns) {
         c->sums = pm_block_get(sizeof(real) * c->pairs.n_slots * c->pair);
         if (!c->sums) return -1;
     }
     if (c->learns || (c->aside && c->backward)) {
-        const ptrdiff_t n = c->aside               ? c->groups.first[c->groups.n_chunks] * t->S
+        const ptrdiff_t n = c->aside               ? c->groups.first[c->groups.n_chunks] * c->S
                             : t->form == PM_GATHER ? t->R * t->G * t->k
                                                    : 2 * t->R * t->G * t->Q * t->S;
         c->dweights_parts = pm_block_get(sizeof(real) * n);
@@ -100,7 +117,8 @@ static int FN(linear_run)(struct FN(linear_layers) * l)
         if (FN(linear_begin)(c)) return -1;
         separable = separable && c->weight.panels && !c->learns && !(c->aside && c->backward);
         if (c->O / COLUMNS > most) most = c->O / COLUMNS;
-        work += 2.0 * (c->N + WEIGHT_READ) * c->I * c->O + 4.0 * c->N * (c->R_down + c->R_up) * (c->I + c->O);
+        work += 2.0 * (c->N + WEIGHT_READ) * c->I * c->O +
+                4.0 * c->N * c->k * (c->R_down + c->R_up) * (c->I + c->O);
     }
     l->parts = !separable ? 1 : wanted < most ? wanted : most;
     pm_parallel(n_chunks * l->parts, work, FN(linear_chunk_item), l);
@@ -136,7 +154,7 @@ static void FN(linear_fold_all)(struct FN(linear_pass) * c, const struct pm_laye
                 (double)(c->R_up * c->O + c->R_down * c->I) *
                     (c->pairs.n_slots + (c->makes && !gathered ? 4.0 * t->G * t->S : 0)),
                 gathered ? FN(linear_scatter_item) : FN(linear_fold_item), &grads);
-    if (!dweights || t->form == PM_TOKENS) return;
+    if (!dweights || c->by_token) return;
     const ptrdiff_t n = t->G * (gathered ? t->k : t->Q * t->S);
     memset(dweights, 0, sizeof(real) * n);
     if (c->makes) K->add_rows(gathered ? t->R : 2 * t->R, n, c->dweights_parts, n, dweights);

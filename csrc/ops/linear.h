@@ -1,4 +1,4 @@
-/* linear.h -- linear layers with a low-rank term: what a binding hands to ops/linear.c and ops/moe.c. */
+/* linear.h -- linear layers with a low-rank term: what a binding hands to ops/linear.c. */
 #ifndef PM_LINEAR_H
 #define PM_LINEAR_H
 #include "ops.h"
@@ -22,7 +22,7 @@ enum pm_form {
     PM_OUTPUTS, /* sum_s weights[g,0,s] (x A_s^T) B_s: all experts side by side, h weighted once */
     PM_GATHER, /* the same with weights, ids [G,K]: side by side are the experts ids[g,:] of a group; no other is touched */
     PM_TOKENS, /* as PM_OUTPUTS with weights [N,S] of every token, or weights, ids [N,K]; A may be shared */
-    PM_BUCKETS, /* as PM_TOKENS with ids: the tokens of an expert are gathered (ops/moe.c) */
+    PM_BUCKETS, /* the same with weights, ids [N,K], expert by expert: each takes the tokens that chose it, no other is touched */
 };
 
 struct pm_term {
@@ -49,19 +49,14 @@ struct pm_layer {
 };
 #define PM_LAYERS 8 /* of one x at most */
 
-/* They return -1 when memory is out. linear: the sum of what n layers bring to dx, and onto [N,D] or NULL (not where x is activated). dx may
+/* They return -1 when memory is out. bwd: the sum of what n layers bring to dx, and onto [N,D] or NULL (not where x is activated). dx may
  * be NULL; x may be where no layer learns and it is not activated, h too unless experts lie side by side. */
 #define PM_DECLARE_LAYERS(real, DT)                                                                         \
     void pm_factor_pack_##DT(ptrdiff_t G, ptrdiff_t R, ptrdiff_t D, const real *factor, real *panels);      \
     int pm_linear_fwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *x, struct pm_reading reading, ptrdiff_t n, \
                            const struct pm_layer *layers);                                                  \
     int pm_linear_bwd_##DT(ptrdiff_t N, ptrdiff_t D, const real *x, struct pm_reading reading, ptrdiff_t n, \
-                           const struct pm_layer *layers, const real *onto, real *dx, real *dtimes);        \
-    int pm_moe_fwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *x, struct pm_weight weight,      \
-                        const real *bias, const struct pm_term *term, real *y, real *h);                    \
-    int pm_moe_bwd_##DT(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *dy, struct pm_weight weight,     \
-                        const real *x, const real *h, const struct pm_term *term, const real *onto,         \
-                        real *dx, real *dlora_A, real *dlora_B, real *dweights);
+                           const struct pm_layer *layers, const real *onto, real *dx, real *dtimes);
 PM_DECLARE_LAYERS(float, f32)
 PM_DECLARE_LAYERS(double, f64)
 #endif

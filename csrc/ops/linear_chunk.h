@@ -17,89 +17,13 @@ struct FN(linear_layers) {
     atomic_int failed;
 };
 
-/* What a pass does with one chunk, and its scratch. */
-struct FN(linear_chunk) {
-    const struct FN(linear_pass) * pass;
-    ptrdiff_t chunk, start, rows; /* its first token, and how many */
-    int leads; /* the first part of its columns: writes what is not cut */
-    const struct pm_segment *first, *last; /* what one pair serves */
-    int whole; /* segments of few tokens are multiplied together, and each gets its term afterwards: the same bits (gemm_tile) */
-    ptrdiff_t o0, columns; /* the part of `out` */
-    real *staged,
-        *widened; /* [rows,PM_STRIDE]; a bfloat16 weight: what gemm_bf16 needs. All passes share both */
-    real *low, *weighted; /* [rows,ld] h or g before and after the weights */
-    real *spread,
-        *dspread; /* [rows,S] PM_TOKENS: weights with zeros for the experts that a token does not use; dweights */
-    ptrdiff_t ld, ldu;
-    const real *meets; /* [rows,ld] what meets `up` */
-    const real *u; /* [rows,ldu] backward: what met lora_B in the forward pass */
-};
-
-/* The weights of one segment of a group, ldw apart; tokens of a group share them. */
-static const real *FN(linear_weights)(const struct FN(linear_chunk) * c, const struct pm_segment *s,
-                                      ptrdiff_t *ldw)
+/* Which rows of the chunk a segment has (NULL: those from its start on), and the first staged one. */
+static const ptrdiff_t *FN(linear_rows)(const struct FN(linear_chunk) * c, const struct pm_segment *s,
+                                        const real **staged)
 {
-    const struct FN(linear_pass) *p = c->pass;
-    const ptrdiff_t S = p->term->S;
-    const int by_token = p->term->form == PM_TOKENS;
-    *ldw = by_token ? S : 0;
-    if (!by_token) return p->weights + s->group * S;
-    return p->term->ids ? c->spread : p->weights + s->start * S;
-}
-
-/* What meets B, into `weighted`, from h = scale * x A^T, rows ldh apart. */
-static void FN(linear_weigh)(const struct FN(linear_chunk) * c, const real *h, ptrdiff_t ldh)
-{
-    const struct FN(linear_pass) *p = c->pass;
-    const struct pm_term *t = p->term;
-    for (ptrdiff_t i = p->groups.first[c->chunk]; i < p->groups.first[c->chunk + 1]; i++) {
-        const struct pm_segment *s = p->groups.at + i;
-        const ptrdiff_t n = s->start - c->start, rows = s->end - s->start;
-        real *u = c->weighted + n * c->ld;
-        ptrdiff_t ldw;
-        const real *weights = FN(linear_weights)(c, s, &ldw);
-        if (t->form == PM_CONCAT) K->combine_fwd(rows, t->S, t->R, weights, h + n * ldh, ldh, u, c->ld);
-        else K->weigh_fwd(rows, t->S, t->R, t->S_A < t->S, weights, ldw, h + n * ldh, ldh, u, c->ld);
-    }
-}
-
-/* g, from dy B^T in its place, and the gradient of the weights. */
-static void FN(linear_unweigh)(const struct FN(linear_chunk) * c)
-{
-    const struct FN(linear_pass) *p = c->pass;
-    const struct pm_term *t = p->term;
-    const ptrdiff_t S = t->S;
-    for (ptrdiff_t i = p->groups.first[c->chunk]; i < p->groups.first[c->chunk + 1]; i++) {
-        const struct pm_segment *s = p->groups.at + i;
-        const ptrdiff_t rows = s->end - s->start;
-        const real *h = p->h + s->start * p->R_up;
-        real *g = c->low + (s->start - c->start) * c->ld,
-             *dweights = t->form == PM_TOKENS ? c->dspread : p->dweights_parts + i * S;
-        ptrdiff_t ldw;
-        const real *weights = FN(linear_weights)(c, s, &ldw);
-        memset(dweights, 0, sizeof(real) * (ldw ? rows * S : S));
-        if (t->form == PM_CONCAT)
-            K->combine_bwd(rows, S, t->R, weights, h, p->R_up, p->scale, g, c->ld, dweights);
-        else
-            K->weigh_bwd(rows, S, t->R, t->S_A < S, weights, ldw, h, p->R_up, p->scale, g, c->ld, dweights,
-                         ldw);
-        for (ptrdiff_t n = 0; t->form == PM_TOKENS && p->dweights && n < rows; n++)
-            if (!t->ids) memcpy(p->dweights + (s->start + n) * S, dweights + n * S, sizeof(real) * S);
-            else
-                for (ptrdiff_t k = 0; k < t->k; k++)
-                    p->dweights[(s->start + n) * t->k + k] =
-                        dweights[n * S + t->ids[(s->start + n) * t->k + k]];
-    }
-}
-
-/* PM_TOKENS with ids: weights of every expert. */
-static void FN(linear_spread)(const struct FN(linear_chunk) * c)
-{
-    const struct pm_term *t = c->pass->term;
-    memset(c->spread, 0, sizeof(real) * c->rows * t->S);
-    for (ptrdiff_t n = 0; n < c->rows; n++)
-        for (ptrdiff_t i = (c->start + n) * t->k; i < (c->start + n + 1) * t->k; i++)
-            c->spread[n * t->S + t->ids[i]] += c->pass->weights[i];
+    const ptrdiff_t *rows = c->pass->pairs.rows;
+    *staged = c->staged + (rows ? 0 : s->start - c->start) * PM_STRIDE;
+    return rows ? rows + s->start : NULL;
 }
 
 /* A block of columns of `in`, i0 and up, is staged: the projection, and ddown, segment by segment. */
@@ -108,12 +32,14 @@ static void FN(linear_project)(const struct FN(linear_chunk) * c, ptrdiff_t i0, 
     const struct FN(linear_pass) *p = c->pass;
     const ptrdiff_t R = p->R_down;
     for (const struct pm_segment *s = c->first; s < c->last; s++) {
-        const ptrdiff_t n = s->start - c->start, rows = s->end - s->start;
-        const real *staged = c->staged + n * PM_STRIDE;
-        K->proj(rows, R, p->I, i0, columns, staged, p->panels_down + s->group * FN(padded)(R) * p->I, i0 > 0,
-                c->low + n * c->ld, c->ld);
+        const ptrdiff_t n = s->start - c->low_start, rows = s->end - s->start;
+        const real *staged;
+        const ptrdiff_t *at = FN(linear_rows)(c, s, &staged);
+        K->proj(rows, R, p->I, i0, columns, at, staged,
+                p->panels_down + s->group % p->n_down * FN(padded)(R) * p->I, i0 > 0, c->low + n * c->ld,
+                c->ld, c->gathered);
         if (p->learns)
-            K->outer(rows, R, columns, c->u + n * c->ldu, c->ldu, staged, PM_STRIDE, !s->opens,
+            K->outer(rows, R, columns, at, c->u + n * c->ldu, c->ldu, staged, PM_STRIDE, !s->opens,
                      p->sums + s->slot * p->pair + p->R_up * p->O + i0, p->I);
     }
 }
@@ -149,6 +75,20 @@ static void FN(linear_product)(const struct FN(linear_chunk) * c, const struct p
     }
 }
 
+/* PM_BUCKETS: out += low up, expert after expert, while the rows are in cache. */
+static void FN(linear_expand)(const struct FN(linear_chunk) * c)
+{
+    const struct FN(linear_pass) *p = c->pass;
+    real *out = p->out + c->start * p->O + c->o0;
+    if (!p->weight.panels && !p->onto && !p->bias)
+        for (ptrdiff_t n = 0; n < c->rows; n++) memset(out + n * p->O, 0, sizeof(real) * c->columns);
+    else if (!p->weight.panels) FN(linear_product)(c, NULL, 0, 0, 1, 0);
+    for (const struct pm_segment *s = c->first; s < c->last; s++)
+        K->expand(s->end - s->start, p->R_up, c->columns, p->pairs.rows + s->start,
+                  c->meets + (s->start - c->low_start) * c->ld, c->ld,
+                  p->up + s->group % p->n_up * p->R_up * p->O + c->o0, p->O, out, p->O);
+}
+
 /* Columns of `in` that are staged together: blocks of equal size, a multiple of the panel, so that none is much smaller than the others. */
 static ptrdiff_t FN(linear_block)(ptrdiff_t I)
 {
@@ -163,12 +103,16 @@ static void FN(linear_advance)(const struct FN(linear_chunk) * c, ptrdiff_t i0, 
     const int complete = i0 + columns == p->I;
     const ptrdiff_t R = p->R_up;
     if (R) FN(linear_project)(c, i0, columns);
-    for (ptrdiff_t n = 0; complete && c->leads && p->saved_h && n < c->rows; n++)
-        memcpy(p->saved_h + (c->start + n) * p->R_down, c->low + n * c->ld, sizeof(real) * p->R_down);
+    for (ptrdiff_t n = 0; complete && c->leads && p->saved_h && n < c->rows * p->k; n++)
+        memcpy(p->saved_h + (c->low_start + n) * p->R_down, c->low + n * c->ld, sizeof(real) * p->R_down);
     if (complete && p->aside && p->backward) FN(linear_unweigh)(c);
     else if (complete && p->aside) FN(linear_weigh)(c, c->low, c->ld);
     if (!p->out || !c->columns) return;
     if (c->whole) FN(linear_product)(c, NULL, i0, columns, 1, 0);
+    if (p->pairs.rows) {
+        if (complete) FN(linear_expand)(c);
+        return;
+    }
     for (const struct pm_segment *s = c->first; (complete || (p->weight.panels && !c->whole)) && s < c->last;
          s++)
         FN(linear_product)(c, s, i0, columns, !c->whole, complete ? R : 0);
@@ -183,10 +127,13 @@ static void FN(linear_learn)(const struct FN(linear_layers) * l, const struct FN
         K->activate(l->activation, rows, columns, l->times ? l->times + at : NULL, l->D, chunks->staged,
                     l->dx ? l->dx + at : NULL, l->dtimes ? l->dtimes + at : NULL);
     for (const struct FN(linear_chunk) *c = chunks; c < chunks + l->n; c++)
-        for (const struct pm_segment *s = c->first; c->pass->learns && s < c->last; s++)
-            K->outer(s->end - s->start, c->pass->R_up, columns, c->low + (s->start - c->start) * c->ld, c->ld,
-                     c->staged + (s->start - c->start) * PM_STRIDE, PM_STRIDE, !s->opens,
-                     c->pass->sums + s->slot * c->pass->pair + o, l->D);
+        for (const struct pm_segment *s = c->first; c->pass->learns && s < c->last; s++) {
+            const struct FN(linear_pass) *p = c->pass;
+            const real *staged;
+            const ptrdiff_t *at = FN(linear_rows)(c, s, &staged);
+            K->outer(s->end - s->start, p->R_up, columns, at, c->low + (s->start - c->low_start) * c->ld,
+                     c->ld, staged, PM_STRIDE, !s->opens, p->sums + s->slot * p->pair + o, l->D);
+        }
 }
 
 /* A chunk of one pass; its scratch begins at `scratch`. Returns where it ends. */
@@ -194,11 +141,11 @@ static real *FN(linear_chunk_of)(const struct FN(linear_layers) * l, const struc
                                  ptrdiff_t item, real *scratch, struct FN(linear_chunk) * c)
 {
     const ptrdiff_t chunk = item / l->parts, part = item % l->parts,
-                    widest = p->R_up < p->R_down ? p->R_down : p->R_up,
-                    spread = p->term->form == PM_TOKENS ? p->term->S : 0, start = chunk * PM_CHUNK;
+                    widest = p->R_up < p->R_down ? p->R_down : p->R_up, start = chunk * PM_CHUNK;
     *c = (struct FN(linear_chunk)){ .pass = p,
                                     .chunk = chunk,
                                     .start = start,
+                                    .low_start = start * p->k,
                                     .rows = l->N - start < PM_CHUNK ? l->N - start : PM_CHUNK,
                                     .leads = part == 0,
                                     .first = p->pairs.at + p->pairs.first[chunk],
@@ -207,28 +154,30 @@ static real *FN(linear_chunk_of)(const struct FN(linear_layers) * l, const struc
                                     .ld = FN(padded)(widest) };
     const ptrdiff_t o1 = part + 1 < l->parts ? p->O * (part + 1) / l->parts / COLUMNS * COLUMNS : p->O;
     c->columns = o1 - c->o0;
-    c->whole =
-        p->weight.panels && p->R_up && c->last - c->first > 1 && c->rows < SHORT * (c->last - c->first);
+    c->whole = p->weight.panels && p->R_up &&
+               (p->pairs.rows || (c->last - c->first > 1 && c->rows < SHORT * (c->last - c->first)));
     c->low = scratch;
-    c->weighted = c->low + PM_CHUNK * c->ld;
-    c->spread = c->weighted + PM_CHUNK * c->ld;
-    c->dspread = c->spread + PM_CHUNK * spread;
-    if (spread && p->term->ids) FN(linear_spread)(c);
+    c->weighted = c->low + PM_CHUNK * p->k * c->ld;
+    c->spread = c->weighted + PM_CHUNK * p->k * c->ld;
+    c->dspread = c->spread + (p->by_token ? PM_CHUNK * p->k * p->S : 0);
+    c->gathered = c->dspread + (p->by_token ? PM_CHUNK * p->k * p->S : 0);
+    if (p->by_token && p->term->ids) FN(linear_spread)(c);
     c->meets = p->aside && !p->backward ? c->weighted : c->low;
-    c->u = p->h ? p->h + start * p->R_up : NULL;
+    c->u = p->h ? p->h + c->low_start * p->R_up : NULL;
     c->ldu = p->R_up;
     if (p->learns && p->aside) {
         FN(linear_weigh)(c, c->u, c->ldu);
         c->u = c->weighted, c->ldu = c->ld;
     }
-    return c->dspread + PM_CHUNK * spread;
+    return c->gathered + (p->pairs.rows ? PM_CHUNK * PM_STRIDE : 0);
 }
 
 /* Reals of scratch that a chunk of a pass needs. */
 static ptrdiff_t FN(linear_scratch)(const struct FN(linear_pass) * p)
 {
     const ptrdiff_t widest = p->R_up < p->R_down ? p->R_down : p->R_up;
-    return PM_CHUNK * 2 * (FN(padded)(widest) + (p->term->form == PM_TOKENS ? p->term->S : 0));
+    return PM_CHUNK *
+           (2 * p->k * (FN(padded)(widest) + (p->by_token ? p->S : 0)) + (p->pairs.rows ? PM_STRIDE : 0));
 }
 
 static void FN(linear_chunk_item)(void *ctx, ptrdiff_t item)

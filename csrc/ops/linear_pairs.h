@@ -10,9 +10,13 @@ struct FN(linear_pass) {
     const struct pm_term *term;
     const real *weights, *down, *up; /* or NULL   [.,.,I] projects   [.,.,O] is the epilogue */
     ptrdiff_t R_down, R_up; /* rows of a pair: columns of h before and after the weights act on it */
+    ptrdiff_t k, S,
+        S_A; /* rows of a token in the rank space, with PM_BUCKETS its choices, else 1; experts side by side in one */
+    ptrdiff_t n_pairs, n_down, n_up; /* 1 of a factor that all pairs share */
     real scale;
     int makes; /* pairs are made: mixed or gathered */
     int aside; /* experts lie side by side: one pair for all groups, weights act on h */
+    int by_token; /* every token has weights of its own */
     real *made_down, *made_up; /* makes: [R_down,I] and [R_up,O] of every pair */
     const real *panels_down; /* the packed [R_down,I] of every pair */
     real *packed; /* the same, where it is made here */
@@ -26,7 +30,7 @@ struct FN(linear_pass) {
     ptrdiff_t pair; /* that distance: a multiple of the cache's would put all of them into few sets */
     real *
         dweights_parts; /* mixed: [2R,G,Q,S], of every row of both factors; gathered: [R,G,K]; aside: [segments,S] */
-    real *dweights; /* PM_TOKENS: every chunk writes its own, or NULL */
+    real *dweights; /* by_token: every chunk writes its own, or NULL */
 };
 
 struct FN(linear_grads) {
@@ -72,17 +76,17 @@ static void FN(linear_pack_item)(void *ctx, ptrdiff_t g)
 {
     const struct FN(linear_pass) *c = ctx;
     const real *down = c->makes ? c->made_down : c->down;
-    if (c->pairs.next[g] != PM_UNUSED)
+    if (c->n_down < c->n_pairs || c->pairs.next[g] != PM_UNUSED)
         K->proj_pack(c->R_down, c->I, down + g * c->R_down * c->I, c->aside && c->backward ? 1 : c->scale,
                      c->packed + g * FN(padded)(c->R_down) * c->I);
 }
 
 /* -1 when memory is out. */
-static int FN(linear_make_pairs)(struct FN(linear_pass) * c, ptrdiff_t n_pairs)
+static int FN(linear_make_pairs)(struct FN(linear_pass) * c)
 {
-    const ptrdiff_t pair = c->R_down * c->I + c->R_up * c->O;
+    const ptrdiff_t n_pairs = c->n_pairs, pair = c->R_down * c->I + c->R_up * c->O;
     if (c->panels_down) return 0; /* they were made before */
-    c->panels_down = c->packed = pm_block_get(sizeof(real) * n_pairs * FN(padded)(c->R_down) * c->I);
+    c->panels_down = c->packed = pm_block_get(sizeof(real) * c->n_down * FN(padded)(c->R_down) * c->I);
     if (!c->packed) return -1;
     if (c->makes) {
         c->made_down = pm_block_get(sizeof(real) * n_pairs * pair);
@@ -92,7 +96,7 @@ static int FN(linear_make_pairs)(struct FN(linear_pass) * c, ptrdiff_t n_pairs)
         pm_parallel(2 * c->R_down, 2.0 * (gathers ? 1 : c->term->S) * n_pairs * pair,
                     gathers ? FN(linear_gather_item) : FN(linear_mix_item), c);
     }
-    pm_parallel(n_pairs, 4.0 * n_pairs * c->R_down * c->I, FN(linear_pack_item), c);
+    pm_parallel(c->n_down, 4.0 * c->n_down * c->R_down * c->I, FN(linear_pack_item), c);
     return 0;
 }
 
@@ -103,8 +107,12 @@ static real *FN(linear_fold)(const struct FN(linear_pass) * c, ptrdiff_t g, ptrd
     real *row = c->sums + (is_up ? 0 : c->R_up * c->O) + r * columns, *sum = row + g * c->pair;
     if (c->pairs.next[g] == PM_UNUSED) memset(sum, 0, sizeof(real) * columns);
     else
-        for (ptrdiff_t slot = c->pairs.next[g]; slot >= 0; slot = c->pairs.next[slot])
+        for (ptrdiff_t slot = c->pairs.next[g], next; slot >= 0; slot = next) {
+            next = c->pairs.next[slot];
+            for (ptrdiff_t d = 0; next >= 0 && d < columns; d += PM_ALIGN / sizeof(real))
+                __builtin_prefetch(row + next * c->pair + d);
             K->add_rows(1, columns, row + slot * c->pair, columns, sum);
+        }
     return sum;
 }
 
@@ -117,11 +125,13 @@ static void FN(linear_fold_item)(void *ctx, ptrdiff_t item)
     const struct pm_term *t = c->term;
     const int is_up = item < c->R_up;
     const ptrdiff_t R = is_up ? c->R_up : c->R_down, r = is_up ? item : item - c->R_up,
-                    columns = is_up ? c->O : c->I, n_pairs = c->aside ? 1 : t->G;
+                    columns = is_up ? c->O : c->I, n_pairs = c->n_pairs, n = is_up ? c->n_up : c->n_down;
     real *sums = c->sums + (is_up ? 0 : c->R_up * c->O), *dfactor = is_up ? grads->dup : grads->ddown;
     for (ptrdiff_t g = 0; g < n_pairs; g++) {
         const real *sum = FN(linear_fold)(c, g, r, is_up);
-        if (!c->makes && dfactor) memcpy(dfactor + (g * R + r) * columns, sum, sizeof(real) * columns);
+        if (c->makes || !dfactor) continue;
+        if (g < n) memcpy(dfactor + (g * R + r) * columns, sum, sizeof(real) * columns);
+        else K->add_rows(1, columns, sum, columns, dfactor + r * columns);
     }
     if (c->makes && dfactor)
         K->mix_bwd_bank(n_pairs, t->Q, t->S, R, columns, r, c->weights, sums, c->pair, 1, dfactor);

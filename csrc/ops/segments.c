@@ -15,6 +15,7 @@ int pm_segments_make(struct pm_segments *s, ptrdiff_t N, ptrdiff_t B, ptrdiff_t 
     last = (void *)(s->at + most);
     s->first = (ptrdiff_t *)(last + G);
     s->next = s->first + n_chunks + 1;
+    s->order = s->rows = NULL;
     s->n_chunks = n_chunks;
     s->n_slots = G;
     for (ptrdiff_t g = 0; g < G; g++) {
@@ -42,6 +43,55 @@ int pm_segments_make(struct pm_segments *s, ptrdiff_t N, ptrdiff_t B, ptrdiff_t 
                 s->at[n++] = (struct pm_segment){ t, stop, group, last[group].slot, opens };
             }
             t = stop;
+        }
+    }
+    s->first[n_chunks] = n;
+    return 0;
+}
+
+int pm_segments_choose(struct pm_segments *s, ptrdiff_t N, ptrdiff_t G, ptrdiff_t k, const int64_t *ids)
+{
+    const ptrdiff_t n_chunks = (N + PM_CHUNK - 1) / PM_CHUNK, most = N * k; /* segments */
+    s->at =
+        pm_block_get(most * sizeof *s->at + (n_chunks + 1 + G + most + 2 * N * k + 2 * G) * sizeof *s->next);
+    if (!s->at) return -1;
+    s->first = (ptrdiff_t *)(s->at + most);
+    s->next = s->first + n_chunks + 1;
+    s->order = s->next + G + most;
+    s->rows = s->order + N * k;
+    ptrdiff_t *last = s->order + 2 * N * k, *place = last + G,
+              n = 0; /* [G] its last slot   [G] where its next choice goes */
+    s->n_chunks = n_chunks;
+    s->n_slots = G;
+    for (ptrdiff_t g = 0; g < G; g++) last[g] = s->next[g] = PM_UNUSED;
+    for (ptrdiff_t chunk = 0; chunk < n_chunks; chunk++) {
+        const ptrdiff_t start = chunk * PM_CHUNK * k,
+                        end = n_chunks - chunk > 1 ? start + PM_CHUNK * k : N * k;
+        memset(place, 0, sizeof *place * G);
+        for (ptrdiff_t i = start; i < end; i++) place[ids[i]]++;
+        for (ptrdiff_t g = 0, at = start; g < G; g++) {
+            const ptrdiff_t many = place[g];
+            place[g] = at;
+            at += many;
+        }
+        for (ptrdiff_t i = start; i < end; i++) {
+            s->rows[place[ids[i]]] = (i - start) / k;
+            s->order[place[ids[i]]++] = i;
+        }
+        s->first[chunk] = n;
+        for (ptrdiff_t g = 0, at = start; g < G; g++) {
+            if (at == place[g]) continue;
+            const ptrdiff_t slot = last[g] < 0 ? g : s->n_slots++;
+            if (last[g] >= 0) s->next[last[g]] = slot;
+            s->next[slot] = -1;
+            last[g] = slot;
+            int opens = 1;
+            for (ptrdiff_t end = at + 1; end <= place[g]; end++) /* cut, too, where a token chose g twice */
+                if (end == place[g] || end - at == PM_CHUNK || s->rows[end] == s->rows[end - 1]) {
+                    s->at[n++] = (struct pm_segment){ at, end, g, slot, opens };
+                    at = end;
+                    opens = 0;
+                }
         }
     }
     s->first[n_chunks] = n;

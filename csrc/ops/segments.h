@@ -1,10 +1,12 @@
-/* segments.h -- the packed axis, cut every PM_CHUNK tokens (where sums are split) and wherever the group changes. */
+/* segments.h -- the packed axis, cut every PM_CHUNK tokens (where sums are split) and wherever the group changes: by examples, or where
+ * every token has choices of its own, the choices of a chunk sorted by group. */
 #ifndef PM_SEGMENTS_H
 #define PM_SEGMENTS_H
 #include "ops.h"
 
 struct pm_segment {
-    ptrdiff_t start, end; /* tokens, all of one chunk and one group */
+    ptrdiff_t start,
+        end; /* tokens (choices: places in `order`), all of one chunk and one group, PM_CHUNK at most */
     ptrdiff_t group, slot; /* slot: where this chunk sums the gradient of this group */
     int opens; /* the first segment that writes to its slot */
 };
@@ -15,11 +17,16 @@ struct pm_segments {
         next; /* [n_slots] next slot of the same group in order of tokens, -1 at the end. Group g starts at slot
                                  g; next[g] is PM_UNUSED when it has no tokens */
     struct pm_segment *at;
+    ptrdiff_t *order,
+        *rows; /* choices: [N*k] of them, n*k+i, sorted; their n, counted from the first one of the chunk. Else NULL */
 };
 #define PM_UNUSED (-2)
 
 /* cu_seqlens NULL: one example; adapter_ids NULL: group 0 for all. -1 when memory is out. */
 int pm_segments_make(struct pm_segments *s, ptrdiff_t N, ptrdiff_t B, ptrdiff_t G, const int64_t *cu_seqlens,
                      const int64_t *adapter_ids);
+
+/* Token n is of the groups ids[n,:] of G. -1 when memory is out. */
+int pm_segments_choose(struct pm_segments *s, ptrdiff_t N, ptrdiff_t G, ptrdiff_t k, const int64_t *ids);
 void pm_segments_free(struct pm_segments *s);
 #endif

@@ -1,4 +1,4 @@
-/* moe.c -- bindings of ops/moe.c. */
+/* moe.c -- experts mixed by their outputs, token by token: bindings of forms of ops/linear.c. */
 #include "python.h"
 #include "../ops/linear.h"
 
@@ -26,10 +26,7 @@ static struct pm_term read_experts(PyObject *const *args, int type, ptrdiff_t N,
 }
 
 /* Columns of the saved h. */
-static ptrdiff_t ranks(const struct pm_term *t)
-{
-    return t->R * (t->form == PM_TOKENS ? t->S_A : t->S_A < t->S ? 1 : t->k);
-}
+static ptrdiff_t ranks(const struct pm_term *t) { return t->R * (t->form == PM_TOKENS ? t->S_A : t->k); }
 
 static PyObject *py_moe_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
@@ -45,7 +42,9 @@ static PyObject *py_moe_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ss
     void *h = pm_out_or_none(args[10], "h", type, 2, &N, &R);
     if (PyErr_Occurred()) return NULL;
     int failed;
-    PM_TRY(failed, type, pm_moe_fwd, N, D, O, x, weight, bias, &t, y, h);
+    const struct pm_reading plain = { .activation = PM_IDENTITY };
+    const struct pm_layer layer = { .O = O, .weight = weight, .bias = bias, .term = t, .y = y, .h = h };
+    PM_TRY(failed, type, pm_linear_fwd, N, D, x, plain, 1, &layer);
     if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
@@ -67,7 +66,16 @@ static PyObject *py_moe_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ss
          *dweights = pm_out_or_none(args[14], "dweights", type, 2, &N, &k);
     if (PyErr_Occurred()) return NULL;
     int failed;
-    PM_TRY(failed, type, pm_moe_bwd, N, D, O, dy, weight, x, h, &t, onto, dx, dlora_A, dlora_B, dweights);
+    const struct pm_reading plain = { .activation = PM_IDENTITY };
+    const struct pm_layer layer = { .O = O,
+                                    .weight = weight,
+                                    .term = t,
+                                    .h = (void *)h,
+                                    .dy = dy,
+                                    .dlora_A = dlora_A,
+                                    .dlora_B = dlora_B,
+                                    .dweights = dweights };
+    PM_TRY(failed, type, pm_linear_bwd, N, D, x, plain, 1, &layer, onto, dx, NULL);
     if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }

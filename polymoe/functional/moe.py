@@ -11,7 +11,7 @@ from polymoe.functional.linear import PackedWeight
 Formulation = Literal["auto", "dense", "buckets"]
 
 BUCKETS_UP_TO = 0.4
-"""Share of the experts that a token uses up to which ``auto`` gathers the tokens of each expert."""
+"""Share of the experts that a token uses up to which ``auto`` computes only the tokens of each expert."""
 
 
 class MoeSaved(NamedTuple):
@@ -59,13 +59,14 @@ def moe(
         x: [N, D], the tokens of all examples one after another.
         weight: frozen [O, D], a :class:`PackedWeight` (an array is packed for this call alone), or None.
         bias: [O], frozen, or None.
-        lora_A: [S, r, D], or [1, r, D]: one that all experts share; x meets it once.
+        lora_A: [S, r, D], or [1, r, D]: one that all experts share.
         lora_B: [S, r, O].
         weights: [N, S], or [N, k] with ``ids``.
         ids: [N, k] integers, the experts that a token uses. None: all, in order.
         scale: of the low-rank term.
-        formulation: of ``ids``. "buckets" gathers the tokens of each expert and computes nothing else;
-            "dense" computes every expert for every token; "auto" takes buckets where k is at most 0.4 S.
+        formulation: of ``ids``. "buckets" computes for each expert the tokens that chose it and nothing
+            else; "dense" computes every expert for every token (a shared A once); "auto" takes buckets where
+            k is at most 0.4 S.
             The choice does not depend on the tokens: one gives the same bits in any batch.
 
     Returns:
@@ -88,7 +89,7 @@ def moe(
     buckets = formulation == "buckets"
     if formulation == "auto" and ids is not None and ids.ndim == 2:
         buckets = ids.shape[1] <= BUCKETS_UP_TO * n_experts
-    aside = 1 if shared else n_experts if not buckets or ids is None else ids.shape[-1]
+    aside = ids.shape[-1] if buckets and ids is not None and ids.ndim == 2 else 1 if shared else n_experts
     h = _core.empty((*x.shape[:1], (lora_A.shape[1] if lora_A.ndim == 3 else 0) * aside), x.dtype)
     y = _core.empty((*x.shape[:1], weight.shape[0] if weight is not None else lora_B.shape[-1]), x.dtype)
     panels = None if weight is None else weight.panels
