@@ -10,7 +10,8 @@ import pytest
 from polymoe import _core
 from polymoe import functional as F
 from polymoe import reference as R
-from polymoe.functional.linear import BFLOAT16, CONCAT, MIX, NO_TERM
+from polymoe.functional.linear import CONCAT, MIX, NO_TERM
+from polymoe.functional.packed import BFLOAT16
 
 U = 2.0**-24  # float32's unit roundoff
 
@@ -294,6 +295,13 @@ def test_panels_that_are_not_aligned_are_refused() -> None:
     with pytest.raises(ValueError, match=message):
         _core.linear_fwd(np.ones((1, 5), np.float32), 0, None, (panels, None, *NO_TERM, None, y, None))
     assert not y.any()
+    lora_A, lora_B = np.ones((1, 16, 5), np.float32), np.ones((1, 16, 16), np.float32)
+    term, packed = (lora_A, lora_B, *NO_TERM[2:]), memory[1 : 1 + 16 * 5].reshape(1, 16, 5)
+    with pytest.raises(
+        ValueError, match="panels: expected panels at a multiple of 64 bytes, got 4 beyond one"
+    ):
+        _core.linear_fwd(np.ones((1, 5), np.float32), 0, None, (None, None, *term, packed, y, None))
+    assert not y.any()
 
 
 @pytest.mark.parametrize(("N", "D", "r"), [(1, 1, 1), (5, 17, 3), (130, 15, 9)])
@@ -481,5 +489,7 @@ def test_a_packed_factor_gives_the_bits_of_the_array(r: int) -> None:
         _core.set_isa(before)
     weights = np.ones((3, 1, 3), np.float32)
     for refused in ({"scale": 2.0}, {"weights": weights}):
-        with pytest.raises(ValueError, match="panels: expected None with weights or a scale, got an array"):
+        with pytest.raises(
+            ValueError, match="lora_A: expected an array with weights or a scale, got a Packed"
+        ):
             F.linear(x, w, None, packed, lora_B, **refused)

@@ -147,3 +147,29 @@ def test_too_many_layers_are_refused() -> None:
     for n in (0, 9):
         with pytest.raises(TypeError, match=f"linear_fwd: expected 1 to 8 layers, got {n}"):
             F.linears(x, [layer] * n)
+
+
+def test_a_layer_that_reads_its_own_way_is_computed_by_itself() -> None:
+    x, layer = drawn(np.random.default_rng(5), 40, D), kinds()["plain"]
+    ys = T.together(x, lambda x: (T.linear(x, **layer), T.linear(x, **layer, activation="relu")))
+    np.testing.assert_array_equal(ys[1], F.linear(x, **layer, activation="relu")[0])
+    with pytest.raises(TypeError, match="multiple values for argument 'weight'"):
+        T.together(x, lambda x: (T.linear(x, layer["weight"], weight=layer["weight"]),))
+
+
+def test_more_layers_than_a_pass_takes_are_several_passes() -> None:
+    x, layer = drawn(np.random.default_rng(6), 40, D), kinds()["plain"]
+    ys = T.together(x, lambda x: [T.linear(x, **layer) for _ in range(11)])
+    assert all(np.array_equal(y, F.linear(x, **layer)[0]) for y in ys)
+    assert len(ys) == 11
+
+
+def test_what_a_tape_goes_back_from_keeps_its_gradient() -> None:
+    x = T.Node(drawn(np.random.default_rng(7), 40, D))
+    layer = kinds()["plain"]
+    with T.Tape() as tape:
+        y, other = T.together(x, lambda x: [T.linear(x, **layer), T.linear(x, **layer)])
+    dy = np.ones_like(y.data)
+    tape.backward(y, dy)
+    np.testing.assert_array_equal(y.grad, dy)
+    assert other.grad is None

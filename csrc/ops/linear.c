@@ -7,7 +7,7 @@
  * where x may be activation(x) times, formed again from both in backward: dx turns into the gradient of x while it is in cache.
  * Layers that read the same x (query, key, value) share its staging, and their dx is summed while it is in cache: the last layer first.
  *
- * The pair A_g, B_g is made once per group (linear_pairs.h); where all experts lie side by side there is one pair, and the weights act
+ * What is done with one chunk is in linear_chunk.h. The pair A_g, B_g is made once per group (linear_pairs.h); where all experts lie side by side there is one pair, and the weights act
  * on h and g (linear_weigh.h). Where tokens choose experts, a token has a row of h and g for each choice, sorted by expert: those of one
  * expert are a group, whose rows of x and y are found by index. Without a frozen weight the epilogue is all there is. */
 #ifndef DT
@@ -84,7 +84,7 @@ static int FN(linear_begin)(struct FN(linear_pass) * c)
         c->sums = pm_block_get(sizeof(real) * c->pairs.n_slots * c->pair);
         if (!c->sums) return -1;
     }
-    if (c->learns || (c->aside && c->backward)) {
+    if (!c->by_token && (c->learns || (c->aside && c->backward))) {
         const ptrdiff_t n = c->aside               ? c->groups.first[c->groups.n_chunks] * c->S
                             : t->form == PM_GATHER ? t->R * t->G * t->k
                                                    : 2 * t->R * t->G * t->Q * t->S;
@@ -133,7 +133,7 @@ int FN(pm_linear_fwd)(ptrdiff_t N, ptrdiff_t D, const real *x, struct pm_reading
     for (ptrdiff_t i = 0; i < n; i++) {
         const struct pm_layer *layer = layers + i;
         struct FN(linear_pass) c = FN(linear_pass_of)(&layer->term, 0);
-        c.N = N, c.I = D, c.O = layer->O, c.in = x, c.weight = layer->weight, c.bias = layer->bias;
+        c.N = N, c.I = D, c.O = layer->O, c.weight = layer->weight, c.bias = layer->bias;
         c.out = layer->y, c.saved_h = layer->h;
         l.pass[i] = c;
     }

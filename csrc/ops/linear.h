@@ -36,6 +36,22 @@ struct pm_term {
     double scale;
 };
 
+/* Columns of the saved h: the ranks that lie side by side. */
+static inline ptrdiff_t pm_ranks(const struct pm_term *t)
+{
+    switch (t->form) {
+    case PM_MIX:
+        return t->R;
+    case PM_GATHER:
+    case PM_BUCKETS:
+        return t->R * t->k;
+    case PM_TOKENS:
+        return t->R * t->S_A;
+    default:
+        return t->R * t->S;
+    }
+}
+
 /* One of the layers that read the same x [N,D]: y = x W^T + bias + the term. Backward reads dy, h, the transposed weight and the term, and
  * writes the gradients. */
 struct pm_layer {

@@ -130,8 +130,8 @@ static void FN(linear_learn)(const struct FN(linear_layers) * l, const struct FN
         for (const struct pm_segment *s = c->first; c->pass->learns && s < c->last; s++) {
             const struct FN(linear_pass) *p = c->pass;
             const real *staged;
-            const ptrdiff_t *at = FN(linear_rows)(c, s, &staged);
-            K->outer(s->end - s->start, p->R_up, columns, at, c->low + (s->start - c->low_start) * c->ld,
+            const ptrdiff_t *which = FN(linear_rows)(c, s, &staged);
+            K->outer(s->end - s->start, p->R_up, columns, which, c->low + (s->start - c->low_start) * c->ld,
                      c->ld, staged, PM_STRIDE, !s->opens, p->sums + s->slot * p->pair + o, l->D);
         }
 }

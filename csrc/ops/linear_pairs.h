@@ -4,7 +4,7 @@
 /* One layer, forward or backward. */
 struct FN(linear_pass) {
     ptrdiff_t N, I, O; /* tokens, extents of `in` and `out` */
-    const real *in, *onto, *bias; /* [N,I]   [N,O] or NULL: what `out` is added to   [O] or NULL */
+    const real *in, *onto, *bias; /* [N,I], backward   [N,O] or NULL: what `out` is added to   [O] or NULL */
     struct pm_weight weight; /* [O,I] */
     real *out; /* [N,O] or NULL */
     const struct pm_term *term;

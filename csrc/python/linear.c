@@ -83,13 +83,7 @@ static struct pm_reading read_reading(PyObject *const *args, int type, ptrdiff_t
     return reading;
 }
 
-/* Columns of the saved h. */
-static ptrdiff_t ranks(const struct pm_term *t)
-{
-    return t->R * (t->form == PM_MIX ? 1 : t->form == PM_GATHER ? t->k : t->S);
-}
-
-/* The arguments of layer i: a tuple of n, the j-th of `arguments`. NULL with an error that is set. */
+/* The n arguments of one layer, a tuple. NULL with an error that is set. */
 static PyObject *const *read_layer(PyObject *layer, Py_ssize_t n)
 {
     if (PyErr_Occurred()) return NULL;
@@ -105,19 +99,20 @@ static int check_layers(Py_ssize_t n, const char *name)
     return -1;
 }
 
-static ptrdiff_t whole_panels(ptrdiff_t R, int type)
-{
-    const ptrdiff_t panel = PM_ALIGN / (type == NPY_FLOAT32 ? sizeof(float) : sizeof(double));
-    return (R + panel - 1) / panel * panel;
-}
-
 /* lora_A may come packed, by pm_factor_pack. */
 static void read_panels(PyObject *o, int type, ptrdiff_t D, struct pm_term *t)
 {
-    ptrdiff_t R = whole_panels(t->R, type);
+    const struct pm_panels p = pm_panels_of(type, t->R, D);
+    ptrdiff_t R = p.n * p.width;
     t->panels = pm_in_or_none(o, "panels", type, 3, &t->G, &R, &D);
-    if (t->panels && !PyErr_Occurred() && (t->form != PM_MIX || t->weights || t->scale != 1))
+    const ptrdiff_t beyond = (uintptr_t)t->panels % PM_ALIGN;
+    if (!t->panels || PyErr_Occurred()) return;
+    if (t->form != PM_MIX || t->weights || t->scale != 1)
         PyErr_SetString(PyExc_ValueError, "panels: expected None with weights or a scale, got an array");
+    else if (beyond)
+        PyErr_Format(PyExc_ValueError,
+                     "panels: expected panels at a multiple of %d bytes, got %zd beyond one", PM_ALIGN,
+                     (Py_ssize_t)beyond);
 }
 
 static PyObject *py_factor_pack(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
@@ -126,7 +121,8 @@ static PyObject *py_factor_pack(PyObject *Py_UNUSED(m), PyObject *const *args, P
     ptrdiff_t G = -1, R = -1, D = -1;
     const int type = pm_real(args[0], "factor");
     const void *factor = pm_in(args[0], "factor", type, 3, &G, &R, &D);
-    ptrdiff_t padded = whole_panels(R, type);
+    const struct pm_panels p = pm_panels_of(type, R, D);
+    ptrdiff_t padded = p.n * p.width;
     void *panels = pm_out(args[1], "panels", type, 3, &G, &padded, &D);
     if (PyErr_Occurred()) return NULL;
     PM_CALL(type, pm_factor_pack, G, R, D, factor, panels);
@@ -151,7 +147,7 @@ static PyObject *py_linear_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py
         layer.bias = pm_in_or_none(a[1], "bias", type, 1, &layer.O);
         layer.term = read_term(a + 2, type, N, D, layer.O);
         read_panels(a[10], type, D, &layer.term);
-        ptrdiff_t R = ranks(&layer.term);
+        ptrdiff_t R = pm_ranks(&layer.term);
         layer.h = pm_out_or_none(a[12], "h", type, 2, &N, &R);
         if (PyErr_Occurred()) return NULL;
         if (!layer.weight.panels && !layer.term.lora_A)
@@ -172,7 +168,7 @@ static struct pm_layer read_layer_bwd(PyObject *const *a, int type, ptrdiff_t *N
     layer.weight = pm_weight_or_none(dx ? a[1] : Py_None, type, *D, layer.O);
     layer.term = read_term(a + 3, type, *N, *D, layer.O);
     const struct pm_term *t = &layer.term;
-    ptrdiff_t R = ranks(t), S = t->S, r = t->R, G = t->G, Q = t->Q, k = t->k;
+    ptrdiff_t R = pm_ranks(t), S = t->S, r = t->R, G = t->G, Q = t->Q, k = t->k;
     const int learns = a[11] != Py_None || a[12] != Py_None || a[13] != Py_None;
     if (learns || t->form == PM_CONCAT || t->form == PM_OUTPUTS)
         layer.h = (void *)pm_in(a[2], "h", type, 2, N, &R);

@@ -25,9 +25,6 @@ static struct pm_term read_experts(PyObject *const *args, int type, ptrdiff_t N,
     return t;
 }
 
-/* Columns of the saved h. */
-static ptrdiff_t ranks(const struct pm_term *t) { return t->R * (t->form == PM_TOKENS ? t->S_A : t->k); }
-
 static PyObject *py_moe_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ssize_t nargs)
 {
     if (pm_nargs(nargs, 11, "moe_fwd")) return NULL;
@@ -38,7 +35,7 @@ static PyObject *py_moe_fwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ss
     const struct pm_weight weight = pm_weight_or_none(args[1], type, O, D);
     const void *bias = pm_in_or_none(args[2], "bias", type, 1, &O);
     const struct pm_term t = read_experts(args + 3, type, N, D, O);
-    ptrdiff_t R = ranks(&t);
+    ptrdiff_t R = pm_ranks(&t);
     void *h = pm_out_or_none(args[10], "h", type, 2, &N, &R);
     if (PyErr_Occurred()) return NULL;
     int failed;
@@ -57,7 +54,7 @@ static PyObject *py_moe_bwd(PyObject *Py_UNUSED(m), PyObject *const *args, Py_ss
     const void *x = pm_in(args[2], "x", type, 2, &N, &D), *dy = pm_in(args[0], "dy", type, 2, &N, &O);
     const struct pm_weight weight = pm_weight_or_none(args[1], type, D, O);
     const struct pm_term t = read_experts(args + 4, type, N, D, O);
-    ptrdiff_t R = ranks(&t), S = t.S, S_A = t.S_A, r = t.R, k = t.ids ? t.k : t.S;
+    ptrdiff_t R = pm_ranks(&t), S = t.S, S_A = t.S_A, r = t.R, k = t.ids ? t.k : t.S;
     const void *h = pm_in(args[3], "h", type, 2, &N, &R),
                *onto = pm_in_or_none(args[10], "onto", type, 2, &N, &D);
     void *dx = pm_out_or_none(args[11], "dx", type, 2, &N, &D),

@@ -28,14 +28,7 @@ from polymoe.functional.elementwise import (
 from polymoe.functional.expert_dense import expert_dense, expert_dense_backward
 from polymoe.functional.gather import embedding, embedding_backward, mean_pool, mean_pool_backward
 from polymoe.functional.invariance import batch_invariant, get_batch_invariant, set_batch_invariant
-from polymoe.functional.linear import (
-    PackedFactor,
-    PackedWeight,
-    linear,
-    linear_backward,
-    linears,
-    linears_backward,
-)
+from polymoe.functional.linear import linear, linear_backward, linears, linears_backward
 from polymoe.functional.lm_loss import lm_loss, lm_loss_backward
 from polymoe.functional.loss import cross_entropy, cross_entropy_backward, mse, mse_backward
 from polymoe.functional.mix import mix, mix_backward
@@ -49,6 +42,7 @@ from polymoe.functional.norm import (
     rms_norm_backward,
 )
 from polymoe.functional.optimizer import adamw_step, global_norm
+from polymoe.functional.packed import PackedFactor, PackedWeight
 from polymoe.functional.pool import attention_pool, attention_pool_backward
 from polymoe.functional.prior import ibp_loss, ibp_loss_backward
 from polymoe.functional.rope import rope, rope_backward

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from polymoe import _core
 from polymoe.functional._arrays import Array, like, like_or_none, real, wants
-from polymoe.functional.linear import NO_TERM, pack
+from polymoe.functional.linear import NO_TERM
+from polymoe.functional.packed import pack
 
 
 class DenseSaved(NamedTuple):

@@ -8,8 +8,9 @@ import numpy as np
 
 from polymoe import _core
 from polymoe.functional._arrays import Array, index, like, like_or_none, real
-from polymoe.functional.linear import NO_TERM, PackedWeight, linear
+from polymoe.functional.linear import NO_TERM, linear
 from polymoe.functional.loss import cross_entropy, cross_entropy_backward
+from polymoe.functional.packed import PackedWeight
 
 TOKENS = 128
 """Tokens whose logits are there at once, [TOKENS, V]: a chunk of the products. With half as many the head is

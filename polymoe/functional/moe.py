@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from polymoe import _core
 from polymoe.functional._arrays import Array, index, like, like_or_none, real, wants
-from polymoe.functional.linear import PackedWeight
+from polymoe.functional.packed import PackedWeight
 
 Formulation = Literal["auto", "dense", "buckets"]
 

@@ -111,7 +111,9 @@ class KeyValueCache:
 
     def advance(self, cu_seqlens: np.ndarray) -> None:
         """The new tokens are in every layer."""
-        places, self.lengths = self._places(cu_seqlens)
+        if self._new is None or self._new[0] is not cu_seqlens:
+            self._new = cu_seqlens, *self._places(cu_seqlens)
+        _, places, self.lengths = self._new
         self._stamps[places] = self._n_stamps + np.arange(len(places))
         self._n_stamps += len(places)
         self._new = None

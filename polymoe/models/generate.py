@@ -205,7 +205,10 @@ def start_batch(
 
 def next_batch(batch: Batch, parents: np.ndarray, tokens: Any, cu_seqlens: Any = None) -> Batch:
     """More tokens for some of the texts of a batch that carries a cache: ``parents`` [R] names them, any of
-    them several times, ``tokens`` are what they go on with, one each unless ``cu_seqlens`` [R+1] says."""
+    them several times, ``tokens`` are what they go on with, one each unless ``cu_seqlens`` [R+1] says.
+
+    Its cache goes on with them: the ``batch`` itself is not used again.
+    """
     return replace(
         batch,
         cu_seqlens=np.arange(len(parents) + 1) if cu_seqlens is None else cu_seqlens,

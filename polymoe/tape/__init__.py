@@ -1,6 +1,7 @@
 """Reverse-mode recording of the pairs in :mod:`polymoe.functional`.
 
-Every function here has the name and the arguments of the functional one and returns only its ``y``. Under a
+Every function here but :func:`together` has the name and the arguments of the functional one and returns
+only its ``y``. Under a
 tape, an operation that has a :class:`Node` among its arguments returns a ``Node``; arguments that need no
 gradient stay plain arrays all the way, so whatever lies below the lowest trainable parameter is never
 differentiated.
@@ -48,7 +49,7 @@ from polymoe.tape.operations import (
     topk_router,
 )
 from polymoe.tape.record import Gradient, Node, Tape, auxiliary, checkpoint, current_tape, data_of
-from polymoe.tape.together import linear, linears, together
+from polymoe.tape.together import linear, together
 
 __all__ = [
     "Activated",
@@ -75,7 +76,6 @@ __all__ = [
     "l2_normalize",
     "layer_norm",
     "linear",
-    "linears",
     "lm_loss",
     "mean_pool",
     "mix",

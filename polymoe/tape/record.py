@@ -21,6 +21,11 @@ class Gradient:
     def __init__(self) -> None:
         self.grad: np.ndarray | None = None
 
+    def clear(self, keep: Gradient | None) -> None:
+        """Let go of it, unless this is ``keep``."""
+        if self is not keep:
+            self.grad = None
+
     def accumulate(self, grad: np.ndarray) -> None:
         """Add a gradient. The first is kept as it is: a backward never returns an array that it keeps."""
         self.grad = grad if self.grad is None else self.grad + grad
@@ -163,8 +168,7 @@ class Tape:
                 grad = getattr(grads, "d" + name)
                 if grad is not None:
                     gradient.accumulate(grad)
-            if record.output is not keep:
-                record.output.grad = None
+            record.output.clear(keep)
 
 
 def current_tape() -> Tape | None:

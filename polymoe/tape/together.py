@@ -20,7 +20,12 @@ Layer = dict[str, Any]
 FEW = 32
 """Rows of x whose staging costs less than to note who wants them: a step of writing a text."""
 
+MOST = 8
+"""Layers of one pass."""
+
 ARGUMENTS = tuple(inspect.signature(F.linear).parameters)[1:]
+READING = {"activation", "times"}
+"""Those that say how x is read, for this layer alone."""
 
 
 class Shared(Deferred):
@@ -44,10 +49,12 @@ class Shared(Deferred):
         return self.x
 
     def compute(self) -> None:
-        """All that was asked for so far, in one pass."""
+        """All that was asked for so far, as many in one pass as it takes."""
         asked, self.asked = self.asked, []
-        for product, y in zip(asked, linears(self.x, [product.layer for product in asked]), strict=True):
-            product.y = y
+        for start in range(0, len(asked), MOST):
+            some = asked[start : start + MOST]
+            for product, y in zip(some, linears(self.x, [product.layer for product in some]), strict=True):
+                product.y = y
 
 
 class Product(Deferred):
@@ -87,15 +94,15 @@ class _Gradients:
         grads = [gradient.grad for gradient in self.gradients]
         return None if all(grad is None for grad in grads) else grads
 
-    @grad.setter
-    def grad(self, grad: None) -> None:
+    def clear(self, keep: Gradient | None) -> None:
+        """But for that of ``keep``."""
         for gradient in self.gradients:
-            gradient.grad = grad
+            if gradient is not keep:
+                gradient.grad = None
 
 
 def together(x: Any, products: Callable[[Any], Sequence[Any]]) -> list[Any]:
     """``products(x)``, a sequence of values, where the :func:`linear` of the same x are computed in one pass.
-
     >>> import numpy as np
     >>> x, w = np.ones((2, 3), np.float32), np.eye(3, dtype=np.float32)
     >>> q, k = together(x, lambda x: (linear(x, w), linear(x, 2 * w)))
@@ -110,7 +117,10 @@ def together(x: Any, products: Callable[[Any], Sequence[Any]]) -> list[Any]:
 def linear(x: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: D103
     if not isinstance(x, Shared):
         return operations.linear(x, *args, **kwargs)
-    return Product(x, dict(zip(ARGUMENTS, args, strict=False)) | kwargs)
+    layer = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
+    if len(layer) < len(args) + len(kwargs) or not READING.isdisjoint(layer):
+        return operations.linear(x.x, *args, **kwargs)  # by itself, or it says what is wrong
+    return Product(x, layer)
 
 
 def linears(x: Any, layers: Sequence[Layer]) -> list[Any]:
@@ -132,9 +142,10 @@ def linears(x: Any, layers: Sequence[Layer]) -> list[Any]:
     inputs = dict(reaches)
     for i in recorded:
         inputs |= {f"{name}_{i}": gradient for name, gradient in trained[i].items()}
-    kept = [saved[i] for i in recorded]
 
-    def backward(_: Any, dys: list[np.ndarray | None], onto: np.ndarray | None = None) -> SimpleNamespace:
+    def backward(
+        kept: list[Any], dys: list[np.ndarray | None], onto: np.ndarray | None = None
+    ) -> SimpleNamespace:
         at = [j for j, dy in enumerate(dys) if dy is not None]
         needs = [{*reaches, *trained[recorded[j]]} for j in at]
         grads = F.linears_backward([kept[j] for j in at], [dys[j] for j in at], needs, onto)
@@ -145,7 +156,8 @@ def linears(x: Any, layers: Sequence[Layer]) -> list[Any]:
         return SimpleNamespace(**named | {"dx": grads[0].dx})
 
     output = _Gradients([outputs[i].gradient for i in recorded])
-    tape.records.append(Record(output, None, backward, inputs, False, True))
+    kept = [saved[i] for i in recorded]
+    tape.records.append(Record(output, kept, backward, inputs, False, True))
     return outputs
 
 

@@ -115,7 +115,8 @@ def make_plan(trainer: Trainer, other: Callable[[Dtype], Any]) -> Plan:
                 kept, peak = _line(half, step, most)
                 weights, update = frozen_bytes(model.base), _update_seconds(trainer)
                 epoch = step.seconds / step.tokens * mean * len(batches) + update * n_updates
-                # blocks of memory that training had are kept for what comes next, caches are not made of them
+                # training's blocks of memory are kept for what comes next, but caches are not made of them.
+                # Two caches: where texts end, those of the others are copied before they go.
                 more = 0 if writing is None else 2 * writing.caches + max(0, writing.blocks - peak)
                 parts = (weights, adapter, kept, peak - kept, more, process)
                 seconds = 0.0 if writing is None else writing.seconds

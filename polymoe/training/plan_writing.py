@@ -94,7 +94,8 @@ def plan_writing(trainer: Trainer, model: Any, seconds: float) -> Writing | None
     n = len(largest[1])
     one = _try(model, *largest, n_new, 1, n)
     some = _try(model, *largest, n_new, min(n, max(2, int(seconds / one.read))), n)
-    beyond = (read(largest) - some.tokens) / max(1, some.tokens - one.tokens)
+    more = some.tokens - one.tokens
+    beyond = (read(largest) - some.tokens) / more if more else 0.0
     return Writing(
         round(some.caches / some.room * (read(largest) + n_new * n)),
         round(some.blocks + max(0, some.blocks - one.blocks) * beyond),
