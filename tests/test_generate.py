@@ -3,6 +3,7 @@ batch; the searches; what is refused."""
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
 from typing import Any
 
@@ -283,6 +284,29 @@ def test_a_cache_follows_texts_that_part() -> None:
                 np.testing.assert_array_equal(values[start : start + length], -layer * text)
         cache.advance(offsets)
         cache, texts, new = cache.take(np.array(parents)), [texts[i] for i in parents], np.ones(len(parents))
+
+
+def test_a_cache_copies_only_rows_that_differ() -> None:
+    """Texts that were copied from one another share their rows until they part."""
+    cache, rows = KeyValueCache([6, 6]), np.ones((4, 1))
+    offsets = np.array([0, 4, 4])
+    keys, _, _ = cache.extend(0, rows, rows, offsets)
+    cache.advance(offsets)
+    cache = cache.take(np.array([0, 0]))  # rooms are alike: the second text becomes the first
+    keys, _, _ = cache.extend(0, rows[:2], rows[:2], np.array([0, 1, 2]))
+    cache.advance(np.array([0, 1, 2]))
+    keys[6:10] = 7  # what the first has too is not copied again
+    assert cache.take(np.array([0, 0])) is cache
+    np.testing.assert_array_equal(keys[6:11, 0], [7, 7, 7, 7, 1])
+
+
+def test_texts_of_a_task_lie_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, seen = model("poly"), []
+    module = importlib.import_module("polymoe.models.generate")  # the package has a function of this name
+    run = module._run
+    monkeypatch.setattr(module, "_run", lambda *args: seen.append(args[3]) or run(*args))
+    generate(made, PROMPTS, [1, 0, 1, 0], max_new_tokens=2)
+    np.testing.assert_array_equal(seen[0], [0, 0, 1, 1])
 
 
 def test_a_cache_has_room_for_so_many_tokens() -> None:
