@@ -7,9 +7,10 @@
  * where x may be activation(x) times, formed again from both in backward: dx turns into the gradient of x while it is in cache.
  * Layers that read the same x (query, key, value) share its staging, and their dx is summed while it is in cache: the last layer first.
  *
- * What is done with one chunk is in linear_chunk.h. The pair A_g, B_g is made once per group (linear_pairs.h); where all experts lie side by side there is one pair, and the weights act
- * on h and g (linear_weigh.h). Where tokens choose experts, a token has a row of h and g for each choice, sorted by expert: those of one
- * expert are a group, whose rows of x and y are found by index. Without a frozen weight the epilogue is all there is. */
+ * What is done with one chunk is in linear_chunk.h. The pair A_g, B_g is made once per group (linear_pairs.h); where all experts lie
+ * side by side there is one pair, and the weights act on h and g (linear_weigh.h). Where tokens choose experts, a token has a row of h and
+ * g for each choice, sorted by expert: those of one expert are a group, whose rows of x and y are found by index. Without a frozen weight
+ * the epilogue is all there is. */
 #ifndef DT
 #define PM_SELF "../ops/linear.c"
 #include "linear.h"

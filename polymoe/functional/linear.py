@@ -107,20 +107,9 @@ def linear(
     """
     x, reading = real(x), (_reading(activation), like_or_none(x, times))
     layer, saved = _layer(
-        x,
-        reading,
-        weight,
-        bias,
-        lora_A,
-        lora_B,
-        weights,
-        adapter_ids,
-        cu_seqlens,
-        scale,
-        formulation,
-        mixing,
-        ids,
-    )
+        x, reading, weight, bias, lora_A, lora_B, weights, adapter_ids, cu_seqlens, scale,
+        formulation, mixing, ids,
+    )  # fmt: skip
     _core.linear_fwd(x, *reading, layer)
     return layer[-2], saved
 
@@ -173,12 +162,12 @@ def _layer(
         raise ValueError(f"mixing: expected 'factors' or 'outputs', got {mixing!r}")
     if ids is not None and mixing == "factors":
         raise ValueError("ids: expected None (factors are mixed by dense weights), got an array")
-    # one by one: generators cost more than they convert, where a token is written
     panels = None
     if type(lora_A) is PackedFactor:
         if weights is not None or scale != 1:
             raise ValueError("lora_A: expected an array with weights or a scale, got a PackedFactor")
         lora_A, panels = lora_A.factor, lora_A.panels
+    # one by one: generators cost more than they convert, where a token is written
     bias = like_or_none(x, bias)
     lora_A, lora_B, weights = like_or_none(x, lora_A), like_or_none(x, lora_B), like_or_none(x, weights)
     ids, adapter_ids = index_or_none(ids, "ids"), index_or_none(adapter_ids, "adapter_ids")

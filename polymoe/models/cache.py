@@ -69,9 +69,8 @@ class KeyValueCache:
     def __init__(self, rooms: Any) -> None:
         self.cu_seqlens = np.concatenate([[0], np.cumsum(rooms)]).astype(np.int64)
         self.lengths = np.zeros(len(rooms), np.int64)
-        self._stamps = np.full(
-            self.cu_seqlens[-1], -1
-        )  # rows that were copied from one another have the same
+        # rows that were copied from one another have the same
+        self._stamps = np.full(self.cu_seqlens[-1], -1)
         self._n_stamps = 0
         self._new: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
         self._layers: dict[Any, tuple[np.ndarray, np.ndarray]] = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 from polymoe import functional as F
 from polymoe.functional.linear import Activation
-from polymoe.tape.record import Deferred, Node, Record, current_tape, data_of, whole_of
+from polymoe.tape.record import Deferred, Node, Record, current_tape, data_of, gradients_of, whole_of
 
 
 class Activated(Deferred):
@@ -76,11 +76,7 @@ def differentiable(
                 bound |= {key: whole_of(read) for key, read in reading.items()}
             else:
                 bound[name] = value.whole
-        gradients = {
-            name: value.gradient
-            for name, value in bound.items()
-            if isinstance(value, Node) and getattr(value, "trainable", True)
-        }
+        gradients = gradients_of(bound)
         y, saved = forward(**{name: data_of(value) for name, value in bound.items()})
         output = y
         if tape is not None and gradients:

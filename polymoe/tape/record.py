@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, ClassVar, NamedTuple
 
@@ -174,6 +174,15 @@ class Tape:
 def current_tape() -> Tape | None:
     """The tape that is entered, if any."""
     return _current.get()
+
+
+def gradients_of(values: Mapping[str, Any]) -> dict[str, Gradient]:
+    """Where the gradient goes of each value that has one."""
+    return {
+        name: value.gradient
+        for name, value in values.items()
+        if isinstance(value, Node) and getattr(value, "trainable", True)
+    }
 
 
 def whole_of(x: Any) -> Any:

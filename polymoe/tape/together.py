@@ -12,7 +12,16 @@ import numpy as np
 
 from polymoe import functional as F
 from polymoe.tape import operations
-from polymoe.tape.record import Deferred, Gradient, Node, Record, current_tape, data_of, whole_of
+from polymoe.tape.record import (
+    Deferred,
+    Gradient,
+    Node,
+    Record,
+    current_tape,
+    data_of,
+    gradients_of,
+    whole_of,
+)
 
 Layer = dict[str, Any]
 """Arguments of :func:`linear` but x."""
@@ -103,6 +112,7 @@ class _Gradients:
 
 def together(x: Any, products: Callable[[Any], Sequence[Any]]) -> list[Any]:
     """``products(x)``, a sequence of values, where the :func:`linear` of the same x are computed in one pass.
+
     >>> import numpy as np
     >>> x, w = np.ones((2, 3), np.float32), np.eye(3, dtype=np.float32)
     >>> q, k = together(x, lambda x: (linear(x, w), linear(x, 2 * w)))
@@ -114,7 +124,8 @@ def together(x: Any, products: Callable[[Any], Sequence[Any]]) -> list[Any]:
 
 
 @wraps(operations.linear)
-def linear(x: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: D103
+def linear(x: Any, *args: Any, **kwargs: Any) -> Any:
+    """As below; of a shared x it is noted first."""
     if not isinstance(x, Shared):
         return operations.linear(x, *args, **kwargs)
     layer = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
@@ -131,8 +142,8 @@ def linears(x: Any, layers: Sequence[Layer]) -> list[Any]:
     found = [{name: data_of(value) for name, value in layer.items()} for layer in layers]
     ys, saved = F.linears(data_of(x), found)
     tape = current_tape()
-    trained = [_gradients(layer) for layer in layers]
-    reaches = _gradients({"x": x})
+    trained = [gradients_of(layer) for layer in layers]
+    reaches = gradients_of({"x": x})
     if tape is None or not (reaches or any(trained)):
         return ys
     recorded = [i for i in range(len(layers)) if reaches or trained[i]]
@@ -159,11 +170,3 @@ def linears(x: Any, layers: Sequence[Layer]) -> list[Any]:
     kept = [saved[i] for i in recorded]
     tape.records.append(Record(output, kept, backward, inputs, False, True))
     return outputs
-
-
-def _gradients(values: Layer) -> dict[str, Gradient]:
-    return {
-        name: value.gradient
-        for name, value in values.items()
-        if isinstance(value, Node) and getattr(value, "trainable", True)
-    }
