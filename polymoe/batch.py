@@ -245,10 +245,6 @@ class Routings(Mapping[str, Routing]):
                 taken._decided[name] = None, layer, taken._taken[name]
         return taken
 
-    def taken(self, name: str) -> Routing | None:
-        """What was decided under this name with the tokens before, if it was."""
-        return self._taken.get(name)
-
     def once(self, layer: str, make: Callable[..., Any], *args: Any) -> Any:
         """What ``make(*args)`` gives for a layer, made once for all later tokens; only where routings
         :attr:`stand`, and of what the examples in the batch do not change."""
@@ -264,6 +260,8 @@ class Routings(Mapping[str, Routing]):
         decides again, and its weights start with the gradient that those of the first time have from parts
         behind; the other layers find what was decided.
         """
+        if (taken := self._taken.get(name)) is not None:  # with the tokens before
+            return taken
         tape = current_tape()
         made_under, decider, routing = self._decided.get(name, (None, layer, None))
         if routing is None or routing.axis == "token" or (made_under is not tape and decider == layer):

@@ -107,12 +107,8 @@ static real *FN(linear_fold)(const struct FN(linear_pass) * c, ptrdiff_t g, ptrd
     real *row = c->sums + (is_up ? 0 : c->R_up * c->O) + r * columns, *sum = row + g * c->pair;
     if (c->pairs.next[g] == PM_UNUSED) memset(sum, 0, sizeof(real) * columns);
     else
-        for (ptrdiff_t slot = c->pairs.next[g], next; slot >= 0; slot = next) {
-            next = c->pairs.next[slot];
-            for (ptrdiff_t d = 0; next >= 0 && d < columns; d += PM_ALIGN / sizeof(real))
-                __builtin_prefetch(row + next * c->pair + d);
+        for (ptrdiff_t slot = c->pairs.next[g]; slot >= 0; slot = c->pairs.next[slot])
             K->add_rows(1, columns, row + slot * c->pair, columns, sum);
-        }
     return sum;
 }
 

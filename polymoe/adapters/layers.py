@@ -36,10 +36,7 @@ class AdapterLayer(Module):
 
     def __call__(self, x: Any, module: Any, batch: Batch) -> Any:
         """y [N, O] of x [N, D]."""
-        routings = batch.routings
-        routing = None if routings is None else routings.taken(self.router.name)
-        if routing is None:
-            routing = self._routing(x, batch)
+        routing = self._routing(x, batch)
         if not (self.training and self.dropout):
             return self.experts(x, module, routing, batch)
         # As in PEFT, what is dropped is the input of the low-rank branch alone, so the branch is a pass of

@@ -222,5 +222,5 @@ class _Decided:
     def __init__(self, routing: Routing) -> None:
         self.routing = routing
 
-    def taken(self, name: str) -> Routing:
+    def decide(self, name: str, layer: str, decide: Any) -> Routing:
         return self.routing
