@@ -3,13 +3,13 @@
 #define vec FN(vec)
 #define LANES ((ptrdiff_t)(VBYTES / sizeof(real)))
 typedef real vec __attribute__((vector_size(VBYTES), aligned(sizeof(real)), may_alias));
+#include "vmath.h"
 #include "peak.h"
 #include "pack.h"
+#include "transpose.h"
 #include "gemm.h"
 #include "lowrank.h"
 #include "mix.h"
-#include "vmath.h"
-#include "transpose.h"
 #include "tensor.h"
 #include "activation.h"
 #include "elementwise.h"
@@ -34,6 +34,7 @@ static const struct PM_CAT(pm_kernels, DT) FN(kernels) = { PM_KERNELS(PM_ENTRY, 
 #undef PM_SINGLE
 #undef PANEL
 #undef PANEL_BF16
+#undef IN_PAIRS
 #undef FEW_ROWS
 #undef FETCH_AHEAD
 #undef LARGE
@@ -42,7 +43,9 @@ static const struct PM_CAT(pm_kernels, DT) FN(kernels) = { PM_KERNELS(PM_ENTRY, 
 #undef TILE_HEIGHT
 #undef TILE_WIDTH
 #undef ROUND_UP
-#undef PAIR_RANKS
+#undef FEW_RANKS
+#undef PROJ_ROWS
+#undef STEP
 #undef PEAK_CHAINS
 #undef real
 #undef DT

@@ -4,13 +4,13 @@
  * base [N,O] or NULL, row stride ldy, may be y   bias [O] or NULL   h [N,R] row stride ldh   P [R,O] row stride ldp
  * y [N,O] row stride ldy   N <= PM_CHUNK   R = 0: no term
  *
- * gemm_bf16: the weight is bfloat16. Where the instruction
- * set multiplies pairs of them (PM_BF16_DOT), xs is rounded to bfloat16 too; elsewhere panels are widened just before they are used.
- * The low-rank term, the sums and y stay as they are.   scratch [PM_CHUNK*PM_STRIDE/2] */
+ * gemm_bf16: the weight is bfloat16, its panels hold rows in pairs. Where the instruction set multiplies pairs (PM_BF16_DOT), xs is
+ * rounded to bfloat16 too; elsewhere rows are widened in registers, which costs a tile nothing beside its multiply-adds, or, where
+ * those are too few (IN_PAIRS), panel by panel. The low-rank term, the sums and y stay as they are.   scratch [PM_CHUNK*PM_STRIDE/2] */
 struct FN(gemm_job) {
     ptrdiff_t D, panel_stride, R, ldh, ldp, ldy;
     const real *xs, *panel, *base, *bias, *h,
-        *P; /* bfloat16: xs and panel point to pairs, each as wide as a float */
+        *P; /* bfloat16: D and panel_stride count pairs, each as wide as a float; so does xs where they are multiplied */
     real *y;
     const real *next; /* where the strip after this one begins */
     ptrdiff_t advance; /* bytes of it for each step of a tile */
@@ -56,8 +56,10 @@ PM_INLINE void FN(gemm_sum)(const int rows, const int vecs, const int fetching, 
     }
 }
 
+/* The same from pairs of rows, where registers are left to widen them in. */
+#define IN_PAIRS (PM_SINGLE && TILE_ROWS >= 6)
+#if IN_PAIRS
 #ifdef PM_BF16_DOT
-/* The same from pairs: D counts them. acc is 0 before. */
 PM_INLINE void FN(gemm_sum_bf16)(const int rows, const int vecs, const int fetching,
                                  const struct FN(gemm_job) * j, ptrdiff_t n, vec acc[TILE_ROWS][TILE_VECS])
 {
@@ -74,6 +76,25 @@ PM_INLINE void FN(gemm_sum_bf16)(const int rows, const int vecs, const int fetch
     PM_UNROLLED_FOR (int i = 0; i < rows; i++)
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++) acc[i][v] = (vec){ 0 } - acc[i][v];
 }
+#else
+PM_INLINE void FN(gemm_sum_bf16)(const int rows, const int vecs, const int fetching,
+                                 const struct FN(gemm_job) * j, ptrdiff_t n, vec acc[TILE_ROWS][TILE_VECS])
+{
+    const real *xs = j->xs + n * PM_STRIDE, *panel = j->panel;
+    const ptrdiff_t D = j->D, panel_stride = j->panel_stride;
+    /* Row by row: of both rows of a pair in one step gcc spills a sum. */
+    for (ptrdiff_t d = 0; d < 2 * D; d++, panel += d % 2 ? 0 : PANEL) {
+        vec w[TILE_VECS];
+        if (d % 2 == 0) FN(gemm_fetch)(vecs, fetching, n, d / 2, j, panel);
+        PM_UNROLLED_FOR (int v = 0; v < vecs; v++) {
+            const mask pairs = *(const mask *)(panel + v * LANES / PANEL * panel_stride + v * LANES % PANEL);
+            w[v] = (vec)(d % 2 ? pairs & -0x10000 : pairs << 16);
+        }
+        PM_UNROLLED_FOR (int i = 0; i < rows; i++)
+            PM_UNROLLED_FOR (int v = 0; v < vecs; v++) acc[i][v] -= w[v] * xs[i * PM_STRIDE + d];
+    }
+}
+#endif
 #endif
 
 /* rows x vecs accumulators in registers: both are constants at every call, and so are bf16 and fetching. */
@@ -88,7 +109,7 @@ PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const int bf16, con
             acc[i][v] = (vec){ 0 };
             __builtin_prefetch(y + i * j->ldy + v * LANES, 1);
         }
-#ifdef PM_BF16_DOT
+#if IN_PAIRS
     if (bf16) FN(gemm_sum_bf16)(rows, vecs, fetching, j, n, acc);
     else
 #else
@@ -114,14 +135,21 @@ PM_INLINE void FN(gemm_tile)(const int rows, const int vecs, const int bf16, con
             *(vec *)(y + i * j->ldy + v * LANES) = (vec){ 0 } - acc[i][v];
 }
 
+/* How many of N rows whole tiles do. Where tiles have six rows and two are left over, tiles of four do the last eight: one of two would
+ * wait for its own sums. */
+PM_INLINE ptrdiff_t FN(whole_tiles)(ptrdiff_t N)
+{
+    return TILE_ROWS == 6 && N % 6 == 2 && N > 2 ? N - 8 : N - N % TILE_ROWS;
+}
+
 /* All N rows of a strip of vecs vectors. */
 PM_INLINE void FN(gemm_strip)(const int vecs, const int bf16, const int fetching,
                               const struct FN(gemm_job) * j, ptrdiff_t N)
 {
     ptrdiff_t n = 0;
-    for (; n + TILE_ROWS <= N; n += TILE_ROWS) FN(gemm_tile)(TILE_ROWS, vecs, bf16, fetching, j, n);
+    for (; n < FN(whole_tiles)(N); n += TILE_ROWS) FN(gemm_tile)(TILE_ROWS, vecs, bf16, fetching, j, n);
     if (TILE_ROWS > 8 && n + 8 <= N) FN(gemm_tile)(8, vecs, bf16, fetching, j, n), n += 8;
-    if (TILE_ROWS > 4 && n + 4 <= N) FN(gemm_tile)(4, vecs, bf16, fetching, j, n), n += 4;
+    for (; TILE_ROWS > 4 && n + 4 <= N; n += 4) FN(gemm_tile)(4, vecs, bf16, fetching, j, n);
     if (n + 2 <= N) FN(gemm_tile)(2, vecs, bf16, fetching, j, n), n += 2;
     if (n < N) FN(gemm_tile)(1, vecs, bf16, fetching, j, n);
 }
@@ -135,7 +163,7 @@ GEMM_ROWS(wide, TILE_VECS, 0, FN(NOTHING))
 GEMM_ROWS(few, TILE_VECS, 0, FN(NEAR))
 GEMM_ROWS(far, TILE_VECS, 0, FN(FAR))
 GEMM_ROWS(narrow, 1, 0, FN(NOTHING))
-#ifdef PM_BF16_DOT
+#if IN_PAIRS
 GEMM_ROWS(wide_bf16, TILE_VECS, 1, FN(NOTHING))
 GEMM_ROWS(few_bf16, TILE_VECS, 1, FN(NEAR))
 GEMM_ROWS(far_bf16, TILE_VECS, 1, FN(FAR))
@@ -191,60 +219,37 @@ static void FN(gemm)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, cons
     FN(gemm_strips)(FN(gemm_wide), FN(gemm_few), FN(gemm_far), FN(gemm_narrow), &j, N, O);
 }
 
-#ifdef PM_BF16_DOT
 static void FN(gemm_bf16)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, const uint16_t *panels,
                           ptrdiff_t panel_stride, const real *base, const real *bias, ptrdiff_t R,
                           const real *h, ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy,
                           real *scratch)
 {
+#if IN_PAIRS
+#ifdef PM_BF16_DOT
     for (ptrdiff_t n = 0; n < N; n++) /* a zero follows a row of odd D */
         for (ptrdiff_t d = 0; d < D; d += 2 * LANES)
             PM_BF16_ROUND(xs + n * PM_STRIDE + d, scratch + n * (PM_STRIDE / 2) + d / 2);
-    const struct FN(gemm_job) j = { (D + 1) / 2,
-                                    panel_stride / 2,
-                                    R,
-                                    ldh,
-                                    ldp,
-                                    ldy,
-                                    scratch,
-                                    (const real *)panels,
-                                    base,
-                                    bias,
-                                    h,
-                                    P,
-                                    y,
-                                    NULL,
-                                    0 };
-    FN(gemm_strips)(FN(gemm_wide_bf16), FN(gemm_few_bf16), FN(gemm_far_bf16), FN(gemm_narrow_bf16), &j, N, O);
-}
+    xs = scratch;
 #else
-typedef uint32_t FN(pairs_bf16) __attribute__((vector_size(4 * PANEL_BF16), aligned(4), may_alias));
-typedef float FN(line_f32) __attribute__((vector_size(4 * PANEL_BF16)));
-
-/* D rows of a panel as PANEL_BF16 / PANEL panels of reals. */
-static void FN(widen)(ptrdiff_t D, const uint16_t *restrict panel, real *restrict out)
-{
-    for (ptrdiff_t d = 0; d < D; d++) {
-        FN(pairs_bf16) bits = *(const FN(pairs_bf16) *)(panel + d / 2 * 2 * PANEL_BF16);
-        if (d % 2) bits &= 0xffff0000u;
-        else bits <<= 16;
-        const FN(line_f32) line = (FN(line_f32))bits;
-        for (ptrdiff_t c = 0; c < PANEL_BF16; c++)
-            out[c / PANEL * D * PANEL + d * PANEL + c % PANEL] = line[c];
-    }
-}
-
-static void FN(gemm_bf16)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t O, const real *xs, const uint16_t *panels,
-                          ptrdiff_t panel_stride, const real *base, const real *bias, ptrdiff_t R,
-                          const real *h, ptrdiff_t ldh, const real *P, ptrdiff_t ldp, real *y, ptrdiff_t ldy,
-                          real *scratch)
-{
-    for (ptrdiff_t o = 0; o < O; o += 2 * PANEL_BF16) { /* two at a time: the widest strip */
-        const ptrdiff_t width = O - o < 2 * PANEL_BF16 ? O - o : 2 * PANEL_BF16;
-        for (ptrdiff_t p = 0; p < width; p += PANEL_BF16, panels += panel_stride)
-            FN(widen)(D, panels, scratch + p * D);
+    (void)scratch;
+#endif
+    const ptrdiff_t pairs = (D + 1) / 2, stride = panel_stride / 2;
+    const real *first = (const real *)panels;
+    const struct FN(gemm_job)
+        j = { pairs, stride, R, ldh, ldp, ldy, xs, first, base, bias, h, P, y, NULL, 0 };
+    FN(gemm_strips)(FN(gemm_wide_bf16), FN(gemm_few_bf16), FN(gemm_far_bf16), FN(gemm_narrow_bf16), &j, N, O);
+#else
+    for (ptrdiff_t o = 0; o < O; o += PANEL_BF16, panels += panel_stride) {
+        const ptrdiff_t width = O - o < PANEL_BF16 ? O - o : PANEL_BF16;
+        for (ptrdiff_t d = 0; d < D; d++)
+            for (ptrdiff_t c = 0; c < PANEL_BF16; c++) {
+                const uint32_t bits = (uint32_t)panels[(d / 2 * PANEL_BF16 + c) * 2 + d % 2] << 16;
+                float value;
+                memcpy(&value, &bits, sizeof value);
+                scratch[c / PANEL * D * PANEL + d * PANEL + c % PANEL] = value;
+            }
         FN(gemm)(N, D, width, xs, scratch, D * PANEL, base ? base + o : NULL, bias ? bias + o : NULL, R, h,
                  ldh, P ? P + o : NULL, ldp, y + o, ldy);
     }
-}
 #endif
+}

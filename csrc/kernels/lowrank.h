@@ -11,75 +11,91 @@
  *   weigh_bwd:   dweights[n,s] += sum_r du[n,s,r] * h[n,s,r]    dh[n,s,r] = scale * weights[n,s] * du[n,s,r], shared: summed over s.
  *                Row strides ldw and lddw are 0 where tokens have one row of weights in common. (dh takes the place of du) */
 
-/* A factor is packed like a weight, except that a wide register would be half empty for few ranks: there it holds PAIR_RANKS ranks
- * times two columns, [D_all/2][PAIR_RANKS][2], and h is the sum of both halves. Staged rows end with a zero for an odd D. */
+/* A factor is packed like a weight, except that few ranks would leave most of a panel empty. Of up to FEW_RANKS of them the panel is
+ * one vector wide, [D_all/STEP][FEW_RANKS][STEP]: where a wide register would still be half empty it holds two columns of every rank, and
+ * h is the sum of both halves. Staged rows end with a zero for an odd D. */
 #if VBYTES == 64
-#define PAIR_RANKS 8
+#define FEW_RANKS ((ptrdiff_t)8)
+#define PROJ_ROWS TILE_ROWS
 typedef long long FN(pair)
     __attribute__((aligned(sizeof(real)), may_alias)); /* two columns of a staged row */
 typedef long long FN(pairs) __attribute__((vector_size(VBYTES)));
 typedef real FN(ranks) __attribute__((vector_size(VBYTES / 2), aligned(sizeof(real)), may_alias));
 
+PM_INLINE vec FN(proj_columns)(const real *x) { return (vec)((FN(pairs)){ 0 } + *(const FN(pair) *)x); }
+
+PM_INLINE FN(ranks) FN(proj_ranks)(vec sum)
+{
+    return __builtin_shufflevector(sum, sum, 0, 2, 4, 6, 8, 10, 12, 14) +
+           __builtin_shufflevector(sum, sum, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+
+/* FEW_RANKS rows, LANES columns of each: transposed pair by pair (transpose.h). */
+PM_INLINE void FN(proj_pack_block)(vec rows[FEW_RANKS])
+{
+    FN(pairs) zipped[FEW_RANKS];
+    PM_UNROLLED_FOR (int round = 1; round < FEW_RANKS; round *= 2) {
+        PM_UNROLLED_FOR (int i = 0; i < FEW_RANKS / 2; i++) {
+            const FN(pairs) a = (FN(pairs))rows[i], b = (FN(pairs))rows[i + FEW_RANKS / 2];
+            zipped[2 * i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+            zipped[2 * i + 1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+        }
+        PM_UNROLLED_FOR (int i = 0; i < FEW_RANKS; i++) rows[i] = (vec)zipped[i];
+    }
+}
+#else
+#define FEW_RANKS LANES
+#define PROJ_ROWS 8 /* sums that hide what a multiply-add takes */
+typedef vec FN(ranks);
+PM_INLINE vec FN(proj_columns)(const real *x) { return FN(splat)(*x); }
+PM_INLINE vec FN(proj_ranks)(vec sum) { return sum; }
+PM_INLINE void FN(proj_pack_block)(vec rows[FEW_RANKS]) { FN(transpose)(rows); }
+#endif
+#define STEP (LANES / FEW_RANKS)
+
 PM_INLINE void FN(proj_tile)(const int rows, const int apart, ptrdiff_t D, const ptrdiff_t *at,
                              const real *restrict xs, const real *restrict panel, int accumulate,
                              real *restrict h, ptrdiff_t ldh)
 {
-    vec acc[TILE_ROWS];
-    const real *row[TILE_ROWS];
+    vec acc[PROJ_ROWS];
+    const real *row[PROJ_ROWS];
     PM_UNROLLED_FOR (int i = 0; i < rows; i++) {
         acc[i] = (vec){ 0 };
         row[i] = xs + (apart ? at[i] : i) * PM_STRIDE;
     }
-    for (ptrdiff_t d = 0; d < D; d += 2) {
-        const vec w = *(const vec *)(panel + d * PAIR_RANKS);
-        PM_UNROLLED_FOR (int i = 0; i < rows; i++)
-            acc[i] += w * (vec)((FN(pairs)){ 0 } + *(const FN(pair) *)(row[i] + d));
+    for (ptrdiff_t d = 0; d < D; d += STEP) {
+        const vec w = *(const vec *)(panel + d * FEW_RANKS);
+        PM_UNROLLED_FOR (int i = 0; i < rows; i++) acc[i] += w * FN(proj_columns)(row[i] + d);
     }
     PM_UNROLLED_FOR (int i = 0; i < rows; i++) {
-        const FN(ranks) even = __builtin_shufflevector(acc[i], acc[i], 0, 2, 4, 6, 8, 10, 12, 14);
-        const FN(ranks) odd = __builtin_shufflevector(acc[i], acc[i], 1, 3, 5, 7, 9, 11, 13, 15);
         FN(ranks) *out = (FN(ranks) *)(h + i * ldh);
-        *out = even + odd + (accumulate ? *out : (FN(ranks)){ 0 });
+        *out = FN(proj_ranks)(acc[i]) + (accumulate ? *out : (FN(ranks)){ 0 });
     }
 }
-
-/* PAIR_RANKS rows, LANES columns of each: transposed pair by pair (tile.h, transpose_block). */
-PM_INLINE void FN(proj_pack_block)(ptrdiff_t R, ptrdiff_t D, const real *factor, real scale, real *panels)
-{
-    FN(pairs) rows[PAIR_RANKS], zipped[PAIR_RANKS];
-    PM_UNROLLED_FOR (int i = 0; i < PAIR_RANKS; i++) {
-        __builtin_prefetch(factor + i * D + 8 * LANES);
-        rows[i] = i < R ? (FN(pairs))(*(const vec *)(factor + i * D) * scale) : (FN(pairs)){ 0 };
-    }
-    PM_UNROLLED_FOR (int round = 1; round < PAIR_RANKS; round *= 2) {
-        PM_UNROLLED_FOR (int i = 0; i < PAIR_RANKS / 2; i++) {
-            const FN(pairs) a = rows[i], b = rows[i + PAIR_RANKS / 2];
-            zipped[2 * i] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-            zipped[2 * i + 1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-        }
-        PM_UNROLLED_FOR (int i = 0; i < PAIR_RANKS; i++) rows[i] = zipped[i];
-    }
-    PM_UNROLLED_FOR (int i = 0; i < PAIR_RANKS; i++) *(vec *)(panels + i * LANES) = (vec)rows[i];
-}
-#else
-#define PAIR_RANKS 0
-#endif
 
 static void FN(proj_pack)(ptrdiff_t R, ptrdiff_t D, const real *restrict factor, real scale,
                           real *restrict panels)
 {
-    if (R > PAIR_RANKS) {
+    if (R > FEW_RANKS) {
         FN(gemm_pack)(R, D, 0, (R + PANEL - 1) / PANEL, factor, 0, scale, panels);
         return;
     }
-#if PAIR_RANKS
     ptrdiff_t d = 0;
-    for (; d + LANES <= D; d += LANES) FN(proj_pack_block)(R, D, factor + d, scale, panels + d * PAIR_RANKS);
-    memset(panels + d * PAIR_RANKS, 0, sizeof(real) * ((D - d + 1) / 2 * 2 * PAIR_RANKS));
+    for (; d + LANES <= D; d += LANES) {
+        vec rows[FEW_RANKS];
+        PM_UNROLLED_FOR (int i = 0; i < FEW_RANKS; i++) {
+            __builtin_prefetch(factor + i * D + d + 8 * LANES);
+            rows[i] = (vec){ 0 };
+            if (i < R) rows[i] = *(const vec *)(factor + i * D + d) * scale;
+        }
+        FN(proj_pack_block)(rows);
+        PM_UNROLLED_FOR (int i = 0; i < FEW_RANKS; i++)
+            *(vec *)(panels + d * FEW_RANKS + i * LANES) = rows[i];
+    }
+    memset(panels + d * FEW_RANKS, 0, sizeof(real) * ROUND_UP(D - d, STEP) * FEW_RANKS);
     for (; d < D; d++)
         for (ptrdiff_t r = 0; r < R; r++)
-            panels[d / 2 * 2 * PAIR_RANKS + 2 * r + d % 2] = scale * factor[r * D + d];
-#endif
+            panels[d / STEP * STEP * FEW_RANKS + STEP * r + d % STEP] = scale * factor[r * D + d];
 }
 
 /* h has room for whole panels in every row. */
@@ -87,35 +103,33 @@ static void FN(proj)(ptrdiff_t N, ptrdiff_t R, ptrdiff_t D_all, ptrdiff_t d0, pt
                      const ptrdiff_t *at, const real *restrict xs, const real *restrict panels,
                      int accumulate, real *h, ptrdiff_t ldh, real *gathered)
 {
-    if (R > PAIR_RANKS) {
+    if (R > FEW_RANKS) {
         if (at) {
             for (ptrdiff_t n = 0; n < N; n++)
                 memcpy(gathered + n * PM_STRIDE, xs + at[n] * PM_STRIDE, sizeof(real) * D);
             xs = gathered;
         }
-        FN(gemm)(N, D, (R + PANEL - 1) / PANEL * PANEL, xs, panels + d0 * PANEL, D_all * PANEL,
-                 accumulate ? h : NULL, NULL, 0, NULL, 0, NULL, 0, h, ldh);
+        FN(gemm)(N, D, ROUND_UP(R, PANEL), xs, panels + d0 * PANEL, D_all * PANEL, accumulate ? h : NULL,
+                 NULL, 0, NULL, 0, NULL, 0, h, ldh);
         return;
     }
-#if PAIR_RANKS
-    const real *panel = panels + d0 * PAIR_RANKS;
+    const real *panel = panels + d0 * FEW_RANKS;
     ptrdiff_t n = 0;
     if (at) {
         for (; n + 8 <= N; n += 8) FN(proj_tile)(8, 1, D, at + n, xs, panel, accumulate, h + n * ldh, ldh);
         for (; n < N; n++) FN(proj_tile)(1, 1, D, at + n, xs, panel, accumulate, h + n * ldh, ldh);
         return;
     }
-    for (; n + TILE_ROWS <= N; n += TILE_ROWS)
-        FN(proj_tile)(TILE_ROWS, 0, D, NULL, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh);
-    if (n + 8 <= N)
+    for (; n + PROJ_ROWS <= N; n += PROJ_ROWS)
+        FN(proj_tile)(PROJ_ROWS, 0, D, NULL, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh);
+    if (PROJ_ROWS > 8 && n + 8 <= N)
         FN(proj_tile)(8, 0, D, NULL, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh), n += 8;
     if (n + 4 <= N)
         FN(proj_tile)(4, 0, D, NULL, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh), n += 4;
     for (; n < N; n++) FN(proj_tile)(1, 0, D, NULL, xs + n * PM_STRIDE, panel, accumulate, h + n * ldh, ldh);
-#endif
 }
 
-PM_INLINE void FN(outer_tile)(const int rows, const int vecs, const int apart, ptrdiff_t N,
+PM_INLINE void FN(outer_tile)(const int rows, const int vecs, const int apart, const int fetches, ptrdiff_t N,
                               const ptrdiff_t *restrict at, const real *restrict h, ptrdiff_t ldh,
                               const real *restrict x, ptrdiff_t ldx, int accumulate, real *restrict dP,
                               ptrdiff_t ldp)
@@ -129,7 +143,7 @@ PM_INLINE void FN(outer_tile)(const int rows, const int vecs, const int apart, p
         vec xv[TILE_VECS];
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++) {
             xv[v] = *(const vec *)(row + v * LANES);
-            __builtin_prefetch(row + (vecs + v) * LANES); /* the next tile's: rows are far apart */
+            if (fetches && v * LANES % PANEL == 0) __builtin_prefetch(row + (vecs + v) * LANES);
         }
         PM_UNROLLED_FOR (int r = 0; r < rows; r++)
             PM_UNROLLED_FOR (int v = 0; v < vecs; v++) acc[r][v] += xv[v] * h[r];
@@ -138,39 +152,39 @@ PM_INLINE void FN(outer_tile)(const int rows, const int vecs, const int apart, p
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++) *(vec *)(dP + r * ldp + v * LANES) = acc[r][v];
 }
 
-/* rows of dP, all columns */
-PM_INLINE void FN(outer_rows)(const int rows, const int apart, ptrdiff_t N, ptrdiff_t D,
-                              const ptrdiff_t *restrict at, const real *restrict h, ptrdiff_t ldh,
-                              const real *restrict x, ptrdiff_t ldx, int accumulate, real *restrict dP,
-                              ptrdiff_t ldp)
+/* All ranks of a strip of columns, whose part of x stays in L1 meanwhile. The first tile asks for the next strip: rows are far apart. */
+PM_INLINE void FN(outer_strip)(const int vecs, const int apart, ptrdiff_t N, ptrdiff_t R,
+                               const ptrdiff_t *restrict at, const real *restrict h, ptrdiff_t ldh,
+                               const real *restrict x, ptrdiff_t ldx, int accumulate, real *restrict dP,
+                               ptrdiff_t ldp)
 {
-    ptrdiff_t d = 0;
-    for (; d + TILE_VECS * LANES <= D; d += TILE_VECS * LANES)
-        FN(outer_tile)(rows, TILE_VECS, apart, N, at, h, ldh, x + d, ldx, accumulate, dP + d, ldp);
-    for (; d + LANES <= D; d += LANES)
-        FN(outer_tile)(rows, 1, apart, N, at, h, ldh, x + d, ldx, accumulate, dP + d, ldp);
-    for (; d < D; d++)
-        for (int r = 0; r < rows; r++) {
-            real sum = accumulate ? dP[r * ldp + d] : 0;
-            for (ptrdiff_t n = 0; n < N; n++) sum += h[n * ldh + r] * x[(apart ? at[n] : n) * ldx + d];
-            dP[r * ldp + d] = sum;
-        }
+#define OUTER(rows, fetches) \
+    FN(outer_tile)(rows, vecs, apart, fetches, N, at, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp)
+    ptrdiff_t r = 0;
+    if (FN(whole_tiles)(R)) OUTER(TILE_ROWS, 1), r += TILE_ROWS;
+    for (; r < FN(whole_tiles)(R); r += TILE_ROWS) OUTER(TILE_ROWS, 0);
+    if (TILE_ROWS > 8 && r + 8 <= R) OUTER(8, 1), r += 8;
+    for (; TILE_ROWS > 4 && r + 4 <= R; r += 4) OUTER(4, 1);
+    if (r + 2 <= R) OUTER(2, 1), r += 2;
+    if (r < R) OUTER(1, 1);
+#undef OUTER
 }
 
 PM_INLINE void FN(outer_all)(const int apart, ptrdiff_t N, ptrdiff_t R, ptrdiff_t D, const ptrdiff_t *at,
                              const real *restrict h, ptrdiff_t ldh, const real *restrict x, ptrdiff_t ldx,
                              int accumulate, real *restrict dP, ptrdiff_t ldp)
 {
-    ptrdiff_t r = 0;
-    for (; r + TILE_ROWS <= R; r += TILE_ROWS)
-        FN(outer_rows)(TILE_ROWS, apart, N, D, at, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp);
-    if (TILE_ROWS > 8 && r + 8 <= R)
-        FN(outer_rows)(8, apart, N, D, at, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp), r += 8;
-    if (TILE_ROWS > 4 && r + 4 <= R)
-        FN(outer_rows)(4, apart, N, D, at, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp), r += 4;
-    if (r + 2 <= R)
-        FN(outer_rows)(2, apart, N, D, at, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp), r += 2;
-    if (r < R) FN(outer_rows)(1, apart, N, D, at, h + r, ldh, x, ldx, accumulate, dP + r * ldp, ldp);
+    ptrdiff_t d = 0;
+    for (; d + TILE_VECS * LANES <= D; d += TILE_VECS * LANES)
+        FN(outer_strip)(TILE_VECS, apart, N, R, at, h, ldh, x + d, ldx, accumulate, dP + d, ldp);
+    for (; d + LANES <= D; d += LANES)
+        FN(outer_strip)(1, apart, N, R, at, h, ldh, x + d, ldx, accumulate, dP + d, ldp);
+    for (; d < D; d++)
+        for (ptrdiff_t r = 0; r < R; r++) {
+            real sum = accumulate ? dP[r * ldp + d] : 0;
+            for (ptrdiff_t n = 0; n < N; n++) sum += h[n * ldh + r] * x[(apart ? at[n] : n) * ldx + d];
+            dP[r * ldp + d] = sum;
+        }
 }
 
 static void FN(outer)(ptrdiff_t N, ptrdiff_t R, ptrdiff_t D, const ptrdiff_t *at, const real *restrict h,
@@ -203,7 +217,7 @@ PM_INLINE void FN(expand_strip)(const int vecs, ptrdiff_t N, ptrdiff_t R, const 
                                 real *restrict y, ptrdiff_t ldy)
 {
     ptrdiff_t n = 0;
-    for (; n + TILE_ROWS <= N; n += TILE_ROWS)
+    for (; n < FN(whole_tiles)(N); n += TILE_ROWS)
         FN(expand_tile)(TILE_ROWS, vecs, R, at + n, h + n * ldh, ldh, P, ldp, y, ldy);
     for (; TILE_ROWS > 4 && n + 4 <= N; n += 4)
         FN(expand_tile)(4, vecs, R, at + n, h + n * ldh, ldh, P, ldp, y, ldy);

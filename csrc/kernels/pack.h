@@ -4,6 +4,7 @@
  *   stage:          xs[n,d] = x[n,d], row stride PM_STRIDE
  * A panel is one cache line wide whatever the instruction set, so a packed weight outlives a change of it. With transpose a weight
  * of reals is [D,O]. Only panels first..last-1 are made: threads share them out. */
+#define ROUND_UP(n, unit) (((n) + (unit) - 1) / (unit) * (unit))
 #define PANEL ((ptrdiff_t)(PM_ALIGN / sizeof(real)))
 #define PANEL_BF16 PM_BF16_COLUMNS
 

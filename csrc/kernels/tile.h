@@ -3,7 +3,6 @@
 #define TILE_HEIGHT \
     ((ptrdiff_t)(TILE_ROWS * TILE_VECS >= 24 ? 8 : 4)) /* tile: TILE_HEIGHT x 2 vectors in registers */
 #define TILE_WIDTH (2 * LANES)
-#define ROUND_UP(n, unit) (((n) + (unit) - 1) / (unit) * (unit))
 
 /* C[i,j] (+)= sum_k A(i,k) B[k,j] for a tile. A(i,k) is A[i * lda + k], or A[k * lda + i] when `transposed`. */
 PM_INLINE void FN(tile)(const int transposed, ptrdiff_t K, const real *A, ptrdiff_t lda, const real *B,
