@@ -936,6 +936,10 @@ def linear_cases() -> Iterator[Case]:
         (192, 200, Term(16, 8, 2, 24, [3 * i % 24 for i in range(40)], [7 * i % 50 for i in range(40)])),
         (128, 136, Term(4, 8, 1, 100, [i % 100 for i in range(300)], [i % 3 for i in range(300)])),
         (200, 190, Term(20, 4, 1, None, [i % 4 for i in range(40)], [30] * 40)),
+        # groups that take turns every few tokens: sorted
+        (33, 40, Term(5, 3, 1, 3, [i % 3 for i in range(60)], [i % 6 for i in range(60)], "mix")),
+        (530, 17, Term(20, 2, 1, None, [i % 2 for i in range(90)], [1 + i % 3 for i in range(90)])),
+        (20, 12, Term(2, 9, 1, 3, [i % 3 for i in range(50)], [3] * 50, mixing="outputs", k=2)),
         (1, 1, Term(1, 1, 1, 1, [0], [1], mixing="outputs")),
         (17, 33, Term(3, 5, 1, 3, [2, 0, 1, 2, 0, 0], several, mixing="outputs")),
         (530, 12, Term(4, 7, 1, 5, [0, 4, 1], [2, 130, 9], mixing="outputs")),

@@ -18,7 +18,7 @@ from polymoe import _core
 
 MATRIX = re.compile(r"(gemm|product|proj|outer|expand|mix)_\w+(\.[\w.]+)?")
 MULTIPLY_ADD = re.compile(r"v(fn?madd|dpbf16)")
-ON_THE_STACK = re.compile(r"%[xyz]mm.*\(%r[sb]p\b")  # stored: what is read alone is a constant, and costs a load
+ON_THE_STACK = re.compile(r"%[xyz]mm.*\(%r[sb]p\b")  # a store; what is read alone is a constant
 TILE = 8  # multiply-adds from which on a loop is that of a tile
 
 

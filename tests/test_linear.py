@@ -114,6 +114,26 @@ def test_few_tokens_of_many_groups_are_each_as_alone_on_any_threads(
             assert got.tobytes() == want.tobytes()
 
 
+@pytest.mark.parametrize("r", [8, 20])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", None])
+def test_groups_that_take_turns_give_the_same_bits_sorted_or_not(isa: str, dtype: str | None, r: int) -> None:
+    """Rows of groups that come back every few tokens are sorted, but not where there are many more groups."""
+    args = layer(np.random.default_rng(0), 300, 70, 215, r, 4, 3)
+    args["weight"] = dtype and F.PackedWeight(args["weight"], dtype)
+    lengths = np.arange(100) % 7
+    lengths[0] += 300 - lengths.sum()
+    args |= {"adapter_ids": np.arange(100) % 3, "cu_seqlens": np.concatenate([[0], np.cumsum(lengths)])}
+    args["formulation"] = "mix"
+    idle = np.zeros((97, 1, 4), np.float32)
+    apart = {**args, "weights": np.concatenate([args["weights"], idle])}
+    results = []
+    for each in (args, apart):
+        y, saved = F.linear(**each)
+        grads = F.linear_backward(saved, np.cos(y))
+        results.append([a.tobytes() for a in (y, *grads[:3], grads.dweights[:3])])
+    assert results[0] == results[1]
+
+
 def test_formulations_agree() -> None:
     args = layer(np.random.default_rng(3), 60, 24, 20, 4, 5, 12)
     args = {

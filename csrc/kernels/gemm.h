@@ -171,6 +171,16 @@ GEMM_ROWS(narrow_bf16, 1, 1, FN(NOTHING))
 #endif
 #undef GEMM_ROWS
 
+/* tile[n,:] += sum_r h[n,r] * P[r,:], of which there are `width` columns, fewer than LANES   tile [N,LANES] */
+PM_INLINE void FN(add_term_part)(ptrdiff_t N, ptrdiff_t width, ptrdiff_t R, const real *h, ptrdiff_t ldh,
+                                 const real *P, ptrdiff_t ldp, real *tile)
+{
+    for (ptrdiff_t r = 0; r < R; r++) {
+        const vec p = FN(load_part)(P + r * ldp, width, 0);
+        for (ptrdiff_t n = 0; n < N; n++) *(vec *)(tile + n * LANES) += p * h[n * ldh + r];
+    }
+}
+
 typedef void FN(gemm_rows)(const struct FN(gemm_job) *, ptrdiff_t N);
 
 /* Strip by strip; all is a job but what belongs to a strip: those start at column 0. */
@@ -193,19 +203,17 @@ PM_INLINE void FN(gemm_strips)(FN(gemm_rows) * wide, FN(gemm_rows) * few, FN(gem
         j.advance = (PM_ALIGN * TILE_ROWS + N - 1) / N;
         if (width == TILE_VECS * LANES) wide(&j, N);
         else if (width == LANES) narrow(&j, N);
-        else { /* less than a vector is left: the product goes through a local tile, its epilogue is scalar */
-            real tile[PM_CHUNK * LANES];
+        else { /* less than a vector is left: all goes through a local tile */ real tile[PM_CHUNK * LANES];
             struct FN(gemm_job) edge = j;
             edge.base = edge.bias = NULL, edge.R = 0, edge.y = tile, edge.ldy = LANES;
             narrow(&edge, N);
             for (ptrdiff_t n = 0; n < N; n++)
                 for (ptrdiff_t c = 0; c < width; c++) {
-                    real sum = tile[n * LANES + c];
-                    if (j.base) sum += j.base[n * j.ldy + c];
-                    if (j.bias) sum += j.bias[c];
-                    for (ptrdiff_t r = 0; r < j.R; r++) sum += j.h[n * j.ldh + r] * j.P[r * j.ldp + c];
-                    j.y[n * j.ldy + c] = sum;
+                    if (j.base) tile[n * LANES + c] += j.base[n * j.ldy + c];
+                    if (j.bias) tile[n * LANES + c] += j.bias[c];
                 }
+            FN(add_term_part)(N, width, j.R, j.h, j.ldh, j.P, j.ldp, tile);
+            for (ptrdiff_t n = 0; n < N; n++) memcpy(j.y + n * j.ldy, tile + n * LANES, width * sizeof(real));
         }
     }
 }

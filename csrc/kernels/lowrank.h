@@ -1,7 +1,7 @@
 /* lowrank.h -- what the low-rank term needs beside the product: projection, sums over tokens, weights in the rank space.
  *   proj:        h[n,r] = (accumulate ? h[n,r] : 0) + sum_d xs[at[n],d] * factor[r,d]     d from d0 on, D columns of D_all; xs staged
  *   outer:       dP[r,d] = (accumulate ? dP[r,d] : 0) + sum_n h[n,r] * x[at[n],d]     h [N,R]  x [N,D]  dP [R,D], row strides ld.
- *   expand:      y[at[n],d] += sum_r h[n,r] * P[r,d]     P [R,D]; no two at[n] are equal
+ *   expand:      y[at[n],d] += sum_r h[n,r] * P[r,d]     P [R,D]; no two at[n] are equal; N <= PM_CHUNK
  *   at: N rows, or NULL: they are 0..N-1 (proj with at: N <= PM_CHUNK, and room for so many staged rows in `gathered`)
  *   add_rows:    out[d] += sum_n x[n,d]
  *   combine_fwd: u[n,s,r] = weights[s] * m[n,r]     m[n,r] = sum_s weights[s] * h[n,s,r]     h, u [N,S,R] row strides ld., may be one.
@@ -231,9 +231,11 @@ static void FN(expand)(ptrdiff_t N, ptrdiff_t R, ptrdiff_t D, const ptrdiff_t *a
     for (; d + TILE_VECS * LANES <= D; d += TILE_VECS * LANES)
         FN(expand_strip)(TILE_VECS, N, R, at, h, ldh, P + d, ldp, y + d, ldy);
     for (; d + LANES <= D; d += LANES) FN(expand_strip)(1, N, R, at, h, ldh, P + d, ldp, y + d, ldy);
-    for (; d < D; d++)
-        for (ptrdiff_t n = 0; n < N; n++)
-            for (ptrdiff_t r = 0; r < R; r++) y[at[n] * ldy + d] += h[n * ldh + r] * P[r * ldp + d];
+    if (d == D) return;
+    real tile[PM_CHUNK * LANES];
+    for (ptrdiff_t n = 0; n < N; n++) memcpy(tile + n * LANES, y + at[n] * ldy + d, (D - d) * sizeof(real));
+    FN(add_term_part)(N, D - d, R, h, ldh, P + d, ldp, tile);
+    for (ptrdiff_t n = 0; n < N; n++) memcpy(y + at[n] * ldy + d, tile + n * LANES, (D - d) * sizeof(real));
 }
 
 static void FN(add_rows)(ptrdiff_t N, ptrdiff_t D, const real *restrict x, ptrdiff_t ldx, real *restrict out)

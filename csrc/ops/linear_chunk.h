@@ -44,6 +44,13 @@ static void FN(linear_project)(const struct FN(linear_chunk) * c, ptrdiff_t i0, 
     }
 }
 
+/* The [R_up,O] of a group, or NULL where there is none. */
+static const real *FN(linear_up)(const struct FN(linear_pass) * p, ptrdiff_t group)
+{
+    const real *up = p->makes ? p->made_up : p->up;
+    return up ? up + group % p->n_up * p->R_up * p->O : NULL;
+}
+
 /* Of segment s (NULL: of all rows, without a term): out = onto + bias + staged W + low up, for one block of columns of `in`. The first block
  * brings onto and bias, the last one the term of R. Without `product` the term alone is added to what is there. */
 static void FN(linear_product)(const struct FN(linear_chunk) * c, const struct pm_segment *s, ptrdiff_t i0,
@@ -52,7 +59,7 @@ static void FN(linear_product)(const struct FN(linear_chunk) * c, const struct p
     const struct FN(linear_pass) *p = c->pass;
     const ptrdiff_t I = p->I, O = p->O, n = s ? s->start - c->start : 0,
                     rows = s ? s->end - s->start : c->rows, at = (c->start + n) * O + c->o0;
-    const real *up = p->makes ? p->made_up : p->up, *staged = c->staged + n * PM_STRIDE,
+    const real *up = FN(linear_up)(p, s ? s->group : 0), *staged = c->staged + n * PM_STRIDE,
                *low = c->meets + n * c->ld;
     real *out = p->out + at;
     const int first = product && (!p->weight.panels || i0 == 0);
@@ -60,7 +67,7 @@ static void FN(linear_product)(const struct FN(linear_chunk) * c, const struct p
                        : p->onto ? p->onto + at
                                  : NULL,
                *bias = first && p->bias ? p->bias + c->o0 : NULL;
-    if (up) up += (s ? s->group : 0) * p->R_up * O + c->o0;
+    if (up) up += c->o0;
     if (product && p->weight.bf16) {
         const ptrdiff_t stride = (I + 1) / 2 * 2 * PM_BF16_COLUMNS;
         K->gemm_bf16(rows, columns, c->columns, staged,
@@ -75,7 +82,7 @@ static void FN(linear_product)(const struct FN(linear_chunk) * c, const struct p
     }
 }
 
-/* PM_BUCKETS: out += low up, expert after expert, while the rows are in cache. */
+/* Rows by index: out += low up, group after group, while they are in cache. */
 static void FN(linear_expand)(const struct FN(linear_chunk) * c)
 {
     const struct FN(linear_pass) *p = c->pass;
@@ -85,8 +92,8 @@ static void FN(linear_expand)(const struct FN(linear_chunk) * c)
     else if (!p->weight.panels) FN(linear_product)(c, NULL, 0, 0, 1, 0);
     for (const struct pm_segment *s = c->first; s < c->last; s++)
         K->expand(s->end - s->start, p->R_up, c->columns, p->pairs.rows + s->start,
-                  c->meets + (s->start - c->low_start) * c->ld, c->ld,
-                  p->up + s->group % p->n_up * p->R_up * p->O + c->o0, p->O, out, p->O);
+                  c->meets + (s->start - c->low_start) * c->ld, c->ld, FN(linear_up)(p, s->group) + c->o0,
+                  p->O, out, p->O);
 }
 
 /* Columns of `in` that are staged together: blocks of equal size, a multiple of the panel, so that none is much smaller than the others. */
