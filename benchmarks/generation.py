@@ -28,6 +28,7 @@ from polymoe.models import Generation, generate
 from polymoe.models.loading import find_base
 
 SMALL = 0.3  # what trained factors B come to, of those that are drawn: texts stay texts
+HALF = {"float32": "", "bfloat16": " bf16"}
 ALIKE = {"float32": 1e-2, "bfloat16": 1.0}  # logits of two tokens between which rounding may decide
 
 
@@ -99,7 +100,8 @@ def contest(options: Options, name: str, B: int, L: int, n: int) -> Contest:
     """B prompts of L tokens, n new ones of each; of n = 1 the prompts' tokens are counted."""
     prompts = drawn(B, L).ids.reshape(B, L) % ours(name, "float32").base.config.vocab_size
     tokens, candidates = float(B * (L if n == 1 else n)), []
-    for dtype, half in (("float32", ""), ("bfloat16", " bf16")):
+    for dtype in dtypes(options):
+        half = HALF[dtype]
         sides = [(f"polymoe{half}", f"polymoe{half}, bare", partial(write, name))]
         if options.torch:
             sides.append((f"PEFT{half}", f"transformers{half}", write_theirs))
@@ -120,6 +122,11 @@ def contest(options: Options, name: str, B: int, L: int, n: int) -> Contest:
     return Contest(
         "generation", f"SmolLM2, {B} x {L}, {what}", candidates, partial(check, options, name, prompts, n)
     )
+
+
+def dtypes(options: Options) -> list[str]:
+    """Of frozen weights; one with ``quick``, for reading a model again takes longer than writing."""
+    return list(HALF)[: 1 if options.quick else None]
 
 
 def least(name: str, dtype: str, adapted: bool, B: int, L: int, n: int) -> Callable[[Limits, str], float]:
@@ -143,7 +150,7 @@ def least(name: str, dtype: str, adapted: bool, B: int, L: int, n: int) -> Calla
 
 def check(options: Options, name: str, prompts: np.ndarray, n: int) -> None:
     """The adapter says something; texts are those of transformers, until two tokens are all but alike."""
-    for dtype, most in ALIKE.items():
+    for dtype in dtypes(options):
         texts = [write(name, dtype, adapted, prompts, n) for adapted in (True, False)]
         scores = zip(*([text.score for text in side] for side in texts), strict=True)
         assert all(a != b for a, b in scores), "the adapter changes nothing: not timed"
@@ -155,4 +162,4 @@ def check(options: Options, name: str, prompts: np.ndarray, n: int) -> None:
                 at = int(other[row].argmax())  # what follows is another text
                 logits = found.logits[at][row].float()
                 gap = float(logits[int(want[row, at])] - logits[got[row].token_ids[at]])
-                assert gap < most, f"{dtype}: another token, {gap:.2g} less likely: not timed"
+                assert gap < ALIKE[dtype], f"{dtype}: another token, {gap:.2g} less likely: not timed"

@@ -53,7 +53,7 @@ def contest(options: Options, n: int, d: int, o: int) -> Contest:
         Candidate("polymoe bf16", run, flops, moved - 2.0 * d * o, dtype="bfloat16", label=label)
     )
     if options.torch:
-        candidates += _torch(x, w, flops, moved)
+        candidates += _torch(options, x, w, flops, moved)
 
     def check() -> None:
         few = x[:64].astype(float)
@@ -69,17 +69,16 @@ def contest(options: Options, n: int, d: int, o: int) -> Contest:
     return Contest("products", f"{n} x {d} -> {o}", candidates, check)
 
 
-def _torch(x: np.ndarray, w: np.ndarray, flops: float, moved: float) -> Iterator[Candidate]:
+def _torch(options: Options, x: np.ndarray, w: np.ndarray, flops: float, moved: float) -> Iterator[Candidate]:
     """The same by torch, which has the weight in its own order and is told that nothing needs a gradient."""
     torch = rivals.torch()
     inputs = [rivals.tensor(a) for a in (x, w)]
-    halves = [a.to(torch.bfloat16) for a in inputs]
 
     def run(pair: list[Any]) -> Any:
         with torch.inference_mode():
             return torch.nn.functional.linear(*pair)
 
     yield Candidate("torch", partial(run, inputs), flops, moved)
-    yield Candidate(
-        "torch bf16", partial(run, halves), flops, moved / 2, against="polymoe bf16", dtype="bfloat16"
-    )
+    if options.bf16_rivals:
+        halves = partial(run, [a.to(torch.bfloat16) for a in inputs])
+        yield Candidate("torch bf16", halves, flops, moved / 2, against="polymoe bf16", dtype="bfloat16")

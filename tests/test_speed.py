@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -54,6 +55,35 @@ def test_limits_hold_a_peak_of_each_dtype(roofs):
     peaks = roofs.limits(_core.isas(), tries=1).peaks
     assert set(peaks) == {(isa, dtype) for isa in _core.isas() for dtype in ("float32", "bfloat16")}
     assert min(peaks.values()) > 0
+
+
+def test_who_is_far_behind_has_one_counted_turn(roofs, monkeypatch):
+    monkeypatch.setattr(timing, "LONG", 0.001)
+    turns = {"fast": 0, "slow": 0}
+
+    def candidate(who, seconds):
+        def run():
+            turns[who] += 1
+            time.sleep(seconds)
+
+        return Candidate(who, run)
+
+    clock = roofs.clock
+    roofs.clock = time.perf_counter
+    timing.race(
+        Contest("layers", "n", [candidate("fast", 0.005), candidate("slow", 0.05)], lambda: None),
+        4,
+        roofs,
+        _core.get_isa(),
+    )
+    roofs.clock = clock
+    assert turns == {"fast": 5, "slow": 2}
+
+
+def test_a_product_is_judged_by_its_instruction_set(isa):
+    first = row(group="products", isa=isa)
+    (value,) = targets.product(isa)(targets.Results([first, row(group="products", isa="other")], []))
+    assert value == (targets.of_peak(first), "n")
 
 
 def test_what_is_wrong_is_not_timed(roofs):
