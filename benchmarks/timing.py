@@ -2,7 +2,7 @@
 
 In every round each candidate has one turn, in a new order. A turn is timed *cold*, when nothing is in a
 cache, and once more *warm*; what takes long is timed once, for then the two are the same. The first round is
-not counted, and has shown who is so slow that one more turn says enough. Results are compared with an oracle
+not counted, but for those who turn out so slow that one turn says enough. Results are compared with an oracle
 before anything is timed.
 """
 
@@ -21,7 +21,7 @@ LONG = 0.1
 """Seconds from which on a turn is one call."""
 
 SLOW = 4.0
-"""Times the fastest of the contest: whoever takes longer, and long turns, has one counted turn."""
+"""Times the fastest of the contest: whoever takes longer, and more than a second, has one turn."""
 
 DRIFT, BUSY = 0.05, 0.05
 """Rows are marked when the limits before and after differ by more, or when others take more time."""
@@ -134,7 +134,7 @@ class Turns:
 
     def least_and_median(self) -> tuple[list[float], list[float] | None]:
         """[least, median] of the counted rounds, cold and warm."""
-        cold, warm = self.cold[1:], self.warm
+        cold, warm = self.cold[1:] or self.cold, self.warm
         return _summary(cold), _summary(warm) if warm else None
 
 
@@ -167,9 +167,9 @@ def race(contest: Contest, rounds: int, roofs: Roofs, isa: str, seed: int = 0) -
 
 
 def said_enough(one: Turns, every: Iterable[Turns]) -> bool:
-    """Whether it has had a counted turn and is far behind."""
+    """Whether it has had a turn and is far behind."""
     fastest = min((t.cold[0] for t in every if t.cold), default=0.0)
-    return len(one.cold) > 1 and one.cold[0] > max(SLOW * fastest, 10 * LONG)
+    return bool(one.cold) and one.cold[0] > max(SLOW * fastest, 10 * LONG)
 
 
 def take_turn(candidate: Candidate, turns: Turns, roofs: Roofs) -> None:

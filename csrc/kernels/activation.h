@@ -20,7 +20,7 @@ PM_INLINE struct FN(point) FN(relu)(vec x)
 PM_INLINE struct FN(point) FN(gelu)(vec x)
 {
     const vec a = FN(vmin)(FN(vabs)(x), FN(splat)(40)); /* the tail is 0 there; keeps infinity * 0 away */
-    const vec e = FN(vexp)(a * a * (real)-0.5), tail = FN(normal_tail)(a, e);
+    const vec e = FN(vexp_below)(a * a * (real)-0.5), tail = FN(normal_tail)(a, e);
     const vec rise = a * e * (real)0.39894228040143268;
     return (struct FN(point)){ FN(vmax)(x, (vec){ 0 }) - a * tail,
                                FN(select)(x < 0, tail - rise, 1 - tail + rise) };

@@ -13,7 +13,7 @@ PM_INLINE vec FN(select)(mask m, vec yes, vec no) { return (vec)((m & (mask)yes)
 /* A NaN in x stays: every comparison with it is false. */
 PM_INLINE vec FN(vmin)(vec x, vec limit) { return FN(select)(x > limit, limit, x); }
 PM_INLINE vec FN(vmax)(vec x, vec limit) { return FN(select)(x < limit, limit, x); }
-PM_INLINE vec FN(vabs)(vec x) { return FN(vmax)(x, -x); }
+PM_INLINE vec FN(vabs)(vec x) { return (vec)((mask)x & ~(mask)FN(splat)((real)-0.0)); }
 
 PM_INLINE real FN(root)(real x)
 {

@@ -17,7 +17,7 @@ MIX, CONCAT, OUTPUTS = range(3)  # as the extension counts them
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
 NO_TERM = (None, None, None, None, None, None, 1.0, MIX)  # a plain product: lora_A ... form
 
-CONCAT_BELOW = 4
+CONCAT_BELOW = 5
 """Tokens per group under which ``auto`` puts the skills side by side: mixing costs more than it saves."""
 
 
