@@ -9,6 +9,7 @@ typedef real vec __attribute__((vector_size(VBYTES), aligned(sizeof(real)), may_
 #include "transpose.h"
 #include "gemm.h"
 #include "lowrank.h"
+#include "weigh.h"
 #include "mix.h"
 #include "tensor.h"
 #include "activation.h"
