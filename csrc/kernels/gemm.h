@@ -203,7 +203,8 @@ PM_INLINE void FN(gemm_strips)(FN(gemm_rows) * wide, FN(gemm_rows) * few, FN(gem
         j.advance = (PM_ALIGN * TILE_ROWS + N - 1) / N;
         if (width == TILE_VECS * LANES) wide(&j, N);
         else if (width == LANES) narrow(&j, N);
-        else { /* less than a vector is left: all goes through a local tile */ real tile[PM_CHUNK * LANES];
+        else {
+            real tile[PM_CHUNK * LANES]; /* less than a vector is left: all goes through a tile of its own */
             struct FN(gemm_job) edge = j;
             edge.base = edge.bias = NULL, edge.R = 0, edge.y = tile, edge.ldy = LANES;
             narrow(&edge, N);
