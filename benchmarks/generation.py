@@ -103,7 +103,7 @@ def contest(options: Options, name: str, B: int, L: int, n: int) -> Contest:
     for dtype in dtypes(options):
         half = HALF[dtype]
         sides = [(f"polymoe{half}", f"polymoe{half}, bare", partial(write, name))]
-        if options.torch:
+        if options.rivals_in(dtype):
             sides.append((f"PEFT{half}", f"transformers{half}", write_theirs))
         for who, bare, run in sides:
             for adapted in (True, False):
@@ -154,7 +154,7 @@ def check(options: Options, name: str, prompts: np.ndarray, n: int) -> None:
         texts = [write(name, dtype, adapted, prompts, n) for adapted in (True, False)]
         scores = zip(*([text.score for text in side] for side in texts), strict=True)
         assert all(a != b for a, b in scores), "the adapter changes nothing: not timed"
-        for adapted, got in zip((True, False), texts if options.torch else (), strict=False):
+        for adapted, got in zip((True, False), texts if options.rivals_in(dtype) else (), strict=False):
             found = write_theirs(dtype, adapted, prompts, n, return_dict_in_generate=True, output_logits=True)
             want = found.sequences[:, prompts.shape[1] :].numpy()
             other = np.array([text.token_ids for text in got]) != want

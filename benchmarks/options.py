@@ -15,8 +15,7 @@ class Options:
     quick: bool = False
     torch: bool = False
 
-    @property
-    def bf16_rivals(self) -> bool:
-        """Whether rivals compute in bfloat16. Where the CPU does not multiply pairs of it torch takes several
-        times as long as in float32, and is left out with ``quick``."""
-        return self.torch and (not self.quick or self.isas[0].endswith("bf16"))
+    def rivals_in(self, dtype: str) -> bool:
+        """Whether rivals compute in this dtype. In bfloat16 where the CPU multiplies pairs of it: elsewhere they take
+        27 to 30 times as long as in float32, which is then their best setting."""
+        return self.torch and (dtype == "float32" or self.isas[0].endswith("bf16"))

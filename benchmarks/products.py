@@ -79,6 +79,6 @@ def _torch(options: Options, x: np.ndarray, w: np.ndarray, flops: float, moved: 
             return torch.nn.functional.linear(*pair)
 
     yield Candidate("torch", partial(run, inputs), flops, moved)
-    if options.bf16_rivals:
+    if options.rivals_in("bfloat16"):
         halves = partial(run, [a.to(torch.bfloat16) for a in inputs])
         yield Candidate("torch bf16", halves, flops, moved / 2, against="polymoe bf16", dtype="bfloat16")

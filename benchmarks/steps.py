@@ -95,7 +95,7 @@ def step(options: Options, name: str, texts: Texts, what: str) -> Contest:
         for memory, before in _memory()[-1 if options.quick else 0 :]:
             more = {**fp32, "before": before, "bare": bare and f"torch {bare}"}
             candidates.append(Candidate(f"PEFT{memory}", theirs, **more))
-            if options.bf16_rivals:
+            if options.rivals_in("bfloat16"):
                 more = {**bf16, "before": before, "against": "polymoe bf16"}
                 candidates.append(
                     Candidate(f"PEFT bf16 autocast{memory}", partial(theirs, bf16=True), **more)
@@ -131,7 +131,7 @@ def real(options: Options, name: str, batches: list[Texts], what: str) -> Contes
         # the padded logits of SmolLM2, where the allocator keeps all, are 13 GB in place of 10, and no faster
         run, before = all_of(peft(name)), _memory()[0 if name == "smollm2" else -1][1]
         candidates.append(Candidate("PEFT, padded", run, before=before, least=least("float32"), **shared))
-    if options.bf16_rivals:
+    if options.rivals_in("bfloat16"):
         half = all_of(peft(name), bf16=True)
         shared |= {"against": "polymoe bf16", "dtype": "bfloat16", "before": before}
         candidates.append(Candidate("PEFT bf16 autocast, padded", half, least=least("bfloat16"), **shared))

@@ -2,13 +2,12 @@
 
 In every round each candidate has one turn, in a new order. A turn is timed *cold*, when nothing is in a
 cache, and once more *warm*; what takes long is timed once, for then the two are the same. The first round is
-not counted, but for those who turn out so slow that one turn says enough. Results are compared with an oracle
-before anything is timed.
+not counted. Results are compared with an oracle before anything is timed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,9 +18,6 @@ from polymoe import _core
 
 LONG = 0.1
 """Seconds from which on a turn is one call."""
-
-SLOW = 4.0
-"""Times the fastest of the contest: whoever takes longer, and more than a second, has one turn."""
 
 DRIFT, BUSY = 0.05, 0.05
 """Rows are marked when the limits before and after differ by more, or when others take more time."""
@@ -134,7 +130,7 @@ class Turns:
 
     def least_and_median(self) -> tuple[list[float], list[float] | None]:
         """[least, median] of the counted rounds, cold and warm."""
-        cold, warm = self.cold[1:] or self.cold, self.warm
+        cold, warm = self.cold[1:], self.warm
         return _summary(cold), _summary(warm) if warm else None
 
 
@@ -156,20 +152,12 @@ def race(contest: Contest, rounds: int, roofs: Roofs, isa: str, seed: int = 0) -
         best = best.best(roofs.limits(isas, 1))
         for i in rng.permutation(len(contest.candidates)):
             candidate = contest.candidates[i]
-            if said_enough(turns[candidate.who], turns.values()):
-                continue
             _core.set_isa(candidate.isa or isa)
             take_turn(candidate, turns[candidate.who], roofs)
     _core.set_isa(isa)
     after = roofs.limits(isas)
     marks = ["drift"] * (before.differ(after) > DRIFT) + ["busy"] * (elsewhere.share() > BUSY)
     return list(_rows(contest, turns, best.best(after), roofs, isa, marks))
-
-
-def said_enough(one: Turns, every: Iterable[Turns]) -> bool:
-    """Whether it has had a turn and is far behind."""
-    fastest = min((t.cold[0] for t in every if t.cold), default=0.0)
-    return bool(one.cold) and one.cold[0] > max(SLOW * fastest, 10 * LONG)
 
 
 def take_turn(candidate: Candidate, turns: Turns, roofs: Roofs) -> None:

@@ -116,22 +116,32 @@ def test_few_tokens_of_many_groups_are_each_as_alone_on_any_threads(
 
 @pytest.mark.parametrize("r", [8, 20])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", None])
-def test_groups_that_take_turns_give_the_same_bits_sorted_or_not(isa: str, dtype: str | None, r: int) -> None:
+def test_groups_that_take_turns_give_the_same_bits_sorted_or_not(
+    isa: str, threads: Any, dtype: str | None, r: int
+) -> None:
     """Rows of groups that come back every few tokens are sorted, but not where there are many more groups."""
     args = layer(np.random.default_rng(0), 300, 70, 215, r, 4, 3)
     args["weight"] = dtype and F.PackedWeight(args["weight"], dtype)
     lengths = np.arange(100) % 7
     lengths[0] += 300 - lengths.sum()
     args |= {"adapter_ids": np.arange(100) % 3, "cu_seqlens": np.concatenate([[0], np.cumsum(lengths)])}
-    args["formulation"] = "mix"
+    args |= {"formulation": "mix", "activation": "silu", "times": args["x"][::-1].copy()}
     idle = np.zeros((97, 1, 4), np.float32)
     apart = {**args, "weights": np.concatenate([args["weights"], idle])}
     results = []
-    for each in (args, apart):
+    for each, n in ((args, 1), (args, 2), (args, 7), (apart, 1)):
+        threads(n)
         y, saved = F.linear(**each)
         grads = F.linear_backward(saved, np.cos(y))
-        results.append([a.tobytes() for a in (y, *grads[:3], grads.dweights[:3])])
-    assert results[0] == results[1]
+        results.append([a.tobytes() for a in (y, *grads[:3], grads.dweights[:3], grads.dtimes)])
+    assert all(r == results[0] for r in results)
+
+
+def test_packed_factor_of_groups_that_take_turns_gives_the_same_bits(isa: str) -> None:
+    args = layer(np.random.default_rng(0), 90, 70, 50, 8, 3, 3)
+    args |= {"weights": None, "scale": 1.0, "adapter_ids": np.arange(90) % 3, "cu_seqlens": np.arange(91)}
+    packed = {**args, "lora_A": F.PackedFactor(args["lora_A"])}
+    assert F.linear(**args)[0].tobytes() == F.linear(**packed)[0].tobytes()
 
 
 def test_formulations_agree() -> None:
@@ -355,6 +365,14 @@ BAD = {
     "lora_A: expected a rank of at least 1, got 0": (
         ValueError,
         {"lora_A": np.ones((2, 0, 8), np.float32), "lora_B": np.ones((2, 0, 6), np.float32)},
+    ),
+    "lora_B: expected at least one column, got none": (
+        ValueError,
+        {"weight": None, "bias": None, "lora_B": np.ones((2, 3, 0), np.float32)},
+    ),
+    "lora_A: expected at least one column, got none": (
+        ValueError,
+        {"x": np.ones((5, 0), np.float32), "weight": None, "lora_A": np.ones((2, 3, 0), np.float32)},
     ),
     "weights: expected shape (any, any, 2), got (2, 1, 3)": (
         ValueError,

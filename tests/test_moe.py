@@ -284,6 +284,12 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         ValueError,
         "lora_A: expected a rank of at least 1, got 0",
     ),
+    (
+        F.moe,
+        {"weight": None, "bias": None, "lora_B": np.ones((3, 2, 0))},
+        ValueError,
+        "lora_B: expected at least one column, got none",
+    ),
     (F.topk_router, {"logits": np.ones((2, 3)), "k": 4}, ValueError, "k: expected 1 to 3, got 4"),
     (F.topk_router, {"logits": np.ones((2, 3)), "k": 0}, ValueError, "k: expected 1 to 3, got 0"),
     (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -57,27 +56,10 @@ def test_limits_hold_a_peak_of_each_dtype(roofs):
     assert min(peaks.values()) > 0
 
 
-def test_who_is_far_behind_has_one_turn(roofs, monkeypatch):
-    monkeypatch.setattr(timing, "LONG", 0.001)
-    turns = {"fast": 0, "slow": 0}
-
-    def candidate(who, seconds):
-        def run():
-            turns[who] += 1
-            time.sleep(seconds)
-
-        return Candidate(who, run)
-
-    clock = roofs.clock
-    roofs.clock = time.perf_counter
-    timing.race(
-        Contest("layers", "n", [candidate("fast", 0.005), candidate("slow", 0.05)], lambda: None),
-        4,
-        roofs,
-        _core.get_isa(),
-    )
-    roofs.clock = clock
-    assert turns == {"fast": 5, "slow": 1}
+@pytest.mark.parametrize("isas", [("avx512bf16", "avx512"), ("avx2", "base")])
+def test_rivals_compute_in_bfloat16_where_the_cpu_does(isas):
+    options = benchmark("options").Options(1, isas, 3, torch=True)
+    assert options.rivals_in("float32") and options.rivals_in("bfloat16") == (isas[0] == "avx512bf16")
 
 
 def test_a_product_is_judged_by_its_instruction_set(isa):

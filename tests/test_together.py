@@ -44,6 +44,11 @@ def kinds() -> dict[str, dict[str, Any]]:
             "weight": drawn(rng, 33, D), **bank(rng, 33), "weights": drawn(rng, 2, 2), **groups,
             "mixing": "outputs", "ids": np.array([[0, 2], [1, 0]]),
         },
+        "turns": {"weight": drawn(rng, 70, D), **bank(rng, 70), "weights": drawn(rng, 2, 2, 3), **few},
+        "gathered turns": {
+            "weight": drawn(rng, 33, D), **bank(rng, 33), "weights": drawn(rng, 2, 2), **few,
+            "mixing": "outputs", "ids": np.array([[0, 2], [1, 0]]),
+        },
         "alone": {"weight": None, **bank(rng, 48), "weights": None, **groups, "scale": 0.5},
         "bfloat16": {"weight": F.PackedWeight(drawn(rng, 96, D), "bfloat16"), **bank(rng, 96, 1)},
     }  # fmt: skip
@@ -51,7 +56,14 @@ def kinds() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 @pytest.mark.parametrize("activation", [None, "silu"])
-@pytest.mark.parametrize("names", [("mix", "concat", "plain"), ("outputs", "gather", "alone", "bfloat16")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("mix", "concat", "plain"),
+        ("outputs", "gather", "alone", "bfloat16"),
+        ("turns", "mix", "gathered turns"),
+    ],
+)
 def test_layers_of_one_x_give_the_bits_of_each_alone(
     names: tuple[str, ...], activation: Any, n_threads: int, isa: str
 ) -> None:

@@ -87,8 +87,9 @@ PM_INLINE void FN(gemm_sum_bf16)(const int rows, const int vecs, const int fetch
         vec w[TILE_VECS];
         if (d % 2 == 0) FN(gemm_fetch)(vecs, fetching, n, d / 2, j, panel);
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++) {
-            const mask pairs = *(const mask *)(panel + v * LANES / PANEL * panel_stride + v * LANES % PANEL);
-            w[v] = (vec)(d % 2 ? pairs & -0x10000 : pairs << 16);
+            const vec pairs =
+                *(const FN(panel_vec) *)(panel + v * LANES / PANEL * panel_stride + v * LANES % PANEL);
+            w[v] = (vec)(d % 2 ? (mask)pairs & -0x10000 : (mask)pairs << 16);
         }
         PM_UNROLLED_FOR (int i = 0; i < rows; i++)
             PM_UNROLLED_FOR (int v = 0; v < vecs; v++) acc[i][v] -= w[v] * xs[i * PM_STRIDE + d];
@@ -214,7 +215,8 @@ PM_INLINE void FN(gemm_strips)(FN(gemm_rows) * wide, FN(gemm_rows) * few, FN(gem
                     if (j.bias) tile[n * LANES + c] += j.bias[c];
                 }
             FN(add_term_part)(N, width, j.R, j.h, j.ldh, j.P, j.ldp, tile);
-            for (ptrdiff_t n = 0; n < N; n++) memcpy(j.y + n * j.ldy, tile + n * LANES, width * sizeof(real));
+            for (ptrdiff_t n = 0; n < N; n++)
+                FN(store_part)(j.y + n * j.ldy, width, *(const vec *)(tile + n * LANES));
         }
     }
 }

@@ -6,7 +6,7 @@
  *   add_rows:    out[d] += sum_n x[n,d] */
 
 /* A factor is packed like a weight, except that few ranks would leave most of a panel empty. Of up to FEW_RANKS of them the panel is
- * one vector wide, [D_all/STEP][FEW_RANKS][STEP]: where a wide register would still be half empty it holds two columns of every rank, and
+ * one vector wide, [ceil(D_all/STEP)][FEW_RANKS][STEP]: where a wide register would still be half empty it holds two columns of every rank, and
  * h is the sum of both halves. Staged rows end with a zero for an odd D. */
 #if VBYTES == 64
 #define FEW_RANKS ((ptrdiff_t)8)
@@ -146,7 +146,8 @@ PM_INLINE void FN(outer_tile)(const int rows, const int vecs, const int apart, c
         PM_UNROLLED_FOR (int v = 0; v < vecs; v++) *(vec *)(dP + r * ldp + v * LANES) = acc[r][v];
 }
 
-/* All ranks of a strip of columns, whose part of x stays in L1 meanwhile. The first tile asks for the next strip: rows are far apart. */
+/* All ranks of a strip of columns, whose part of x stays in L1 meanwhile. The first tile and those of fewer rows ask for the next strip:
+ * rows are far apart. */
 PM_INLINE void FN(outer_strip)(const int vecs, const int apart, ptrdiff_t N, ptrdiff_t R,
                                const ptrdiff_t *restrict at, const real *restrict h, ptrdiff_t ldh,
                                const real *restrict x, ptrdiff_t ldx, int accumulate, real *restrict dP,
@@ -227,9 +228,11 @@ static void FN(expand)(ptrdiff_t N, ptrdiff_t R, ptrdiff_t D, const ptrdiff_t *a
     for (; d + LANES <= D; d += LANES) FN(expand_strip)(1, N, R, at, h, ldh, P + d, ldp, y + d, ldy);
     if (d == D) return;
     real tile[PM_CHUNK * LANES];
-    for (ptrdiff_t n = 0; n < N; n++) memcpy(tile + n * LANES, y + at[n] * ldy + d, (D - d) * sizeof(real));
+    for (ptrdiff_t n = 0; n < N; n++)
+        *(vec *)(tile + n * LANES) = FN(load_part)(y + at[n] * ldy + d, D - d, 0);
     FN(add_term_part)(N, D - d, R, h, ldh, P + d, ldp, tile);
-    for (ptrdiff_t n = 0; n < N; n++) memcpy(y + at[n] * ldy + d, tile + n * LANES, (D - d) * sizeof(real));
+    for (ptrdiff_t n = 0; n < N; n++)
+        FN(store_part)(y + at[n] * ldy + d, D - d, *(const vec *)(tile + n * LANES));
 }
 
 static void FN(add_rows)(ptrdiff_t N, ptrdiff_t D, const real *restrict x, ptrdiff_t ldx, real *restrict out)

@@ -2,7 +2,7 @@
 #include "buckets.h"
 
 /* class[g]: the first group in use that has the same row of ids; -1 for a group without tokens. */
-static void find_classes(ptrdiff_t N, ptrdiff_t G, ptrdiff_t k, const int64_t *ids, const ptrdiff_t *group,
+static void find_classes(ptrdiff_t N, ptrdiff_t G, ptrdiff_t k, const int64_t *ids, const int64_t *group,
                          ptrdiff_t *class)
 {
     for (ptrdiff_t g = 0; g < G; g++) class[g] = -1;
@@ -23,7 +23,7 @@ static void cut_pieces(struct pm_buckets *b, ptrdiff_t n, const ptrdiff_t *token
 }
 
 /* Tokens from n on that are one run: those of n's class, up to PM_CHUNK of them. */
-static ptrdiff_t run_length(ptrdiff_t N, ptrdiff_t n, const ptrdiff_t *group, const ptrdiff_t *class)
+static ptrdiff_t run_length(ptrdiff_t N, ptrdiff_t n, const int64_t *group, const ptrdiff_t *class)
 {
     ptrdiff_t rows = 1;
     while (rows < PM_CHUNK && n + rows < N && class[group[n + rows]] == class[group[n]]) rows++;
@@ -61,13 +61,11 @@ int pm_buckets_make(struct pm_buckets *b, ptrdiff_t N, ptrdiff_t B, ptrdiff_t G,
                              sizeof *b->group * (2 * N + 2 * G + 1 + 2 * S + 1));
     if (!b->pieces) return -1;
     b->runs = (struct pm_run *)(b->pieces + most);
-    b->group = (ptrdiff_t *)(b->runs + most * k);
-    b->first = b->group + N;
+    b->group = (int64_t *)(b->runs + most * k);
+    b->first = (ptrdiff_t *)(b->group + N);
     b->slot = b->first + S + 1;
     ptrdiff_t *tokens = b->slot + S, *class = tokens + N, *start = class + G; /* [N] by class, [G], [G+1] */
-    for (ptrdiff_t e = 0; e < B; e++)
-        for (ptrdiff_t n = cu_seqlens ? cu_seqlens[e] : 0; n < (cu_seqlens ? cu_seqlens[e + 1] : N); n++)
-            b->group[n] = adapter_ids ? adapter_ids[e] : 0;
+    pm_token_groups(N, B, cu_seqlens, adapter_ids, b->group);
     find_classes(N, G, k, ids, b->group, class);
     memset(start, 0, sizeof *start * (G + 1));
     for (ptrdiff_t n = 0; n < N; n++) start[class[b->group[n]] + 1]++;

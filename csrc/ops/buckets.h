@@ -2,7 +2,7 @@
  * are one class. A product with a whole expert wants many rows at once: tokens of a class are gathered from all over the batch. */
 #ifndef PM_BUCKETS_H
 #define PM_BUCKETS_H
-#include "ops.h"
+#include "segments.h"
 
 struct pm_piece { /* at most PM_CHUNK tokens of one class: tokens[0..rows-1] use the experts ids[0..k-1] */
     const ptrdiff_t *tokens;
@@ -14,7 +14,7 @@ struct
     ptrdiff_t start, rows, i;
 };
 struct pm_buckets {
-    ptrdiff_t *group; /* [N] of every token */
+    int64_t *group; /* [N] of every token */
     ptrdiff_t n_pieces;
     struct pm_piece *pieces; /* all tokens, each once */
     ptrdiff_t *first; /* [S+1] runs of an expert, in the order of tokens; none where it is not used */

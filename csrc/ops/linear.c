@@ -66,28 +66,6 @@ void FN(pm_factor_pack)(ptrdiff_t G, ptrdiff_t R, ptrdiff_t D, const real *facto
         K->proj_pack(R, D, factor + g * R * D, 1, panels + g * FN(padded)(R) * D);
 }
 
-/* Where groups take turns every few tokens and come back within a chunk, a tile would hold rows of one turn alone: rows are sorted by
- * group, as choices are, which changes no bit. 1: they are, 0: they need not be, -1 when memory is out. */
-static int FN(linear_sort)(struct FN(linear_pass) * c)
-{
-    const struct pm_term *t = c->term;
-    const ptrdiff_t n_chunks = (c->N + PM_CHUNK - 1) / PM_CHUNK;
-    ptrdiff_t turns = 0, last = -1;
-    for (ptrdiff_t b = 0; t->adapter_ids && t->cu_seqlens && b < t->B; b++)
-        if (t->cu_seqlens[b + 1] > t->cu_seqlens[b] && t->adapter_ids[b] != last) {
-            last = t->adapter_ids[b];
-            turns++;
-        }
-    if (turns < 2 * n_chunks * t->G || c->N >= SHORT * turns) return 0;
-    int64_t *ids = pm_block_get(sizeof *ids * c->N);
-    if (!ids) return -1;
-    for (ptrdiff_t b = 0; b < t->B; b++)
-        for (ptrdiff_t n = t->cu_seqlens[b]; n < t->cu_seqlens[b + 1]; n++) ids[n] = t->adapter_ids[b];
-    const int failed = pm_segments_choose(&c->groups, c->N, t->G, 1, ids);
-    pm_block_put(ids);
-    return failed ? -1 : 1;
-}
-
 /* What a pass needs before its chunks. What it allocates is freed by linear_end. -1 when memory is out. */
 static int FN(linear_begin)(struct FN(linear_pass) * c)
 {
@@ -95,15 +73,12 @@ static int FN(linear_begin)(struct FN(linear_pass) * c)
     const int grouped = t->R && !c->by_token;
     if (t->form == PM_BUCKETS) {
         if (pm_segments_choose(&c->groups, c->N, t->S, t->k, t->ids)) return -1;
-    } else {
-        const int sorted = grouped && !c->aside ? FN(linear_sort)(c) : 0;
-        if (sorted < 0) return -1;
-        if (!sorted && pm_segments_make(&c->groups, c->N, grouped ? t->B : 1, grouped ? t->G : 1,
-                                        grouped ? t->cu_seqlens : NULL, grouped ? t->adapter_ids : NULL))
-            return -1;
-    }
+    } else if (pm_segments_make(&c->groups, c->N, grouped ? t->B : 1, grouped ? t->G : 1,
+                                grouped ? t->cu_seqlens : NULL, grouped ? t->adapter_ids : NULL,
+                                c->aside ? 0 : SHORT))
+        return -1;
     const int whole = c->aside && grouped;
-    if (whole && pm_segments_make(&c->pairs, c->N, 1, 1, NULL, NULL)) return -1;
+    if (whole && pm_segments_make(&c->pairs, c->N, 1, 1, NULL, NULL, 0)) return -1;
     if (!whole) c->pairs = c->groups;
     c->pair = FN(padded)(c->R_up * c->O + c->R_down * c->I) + PM_ALIGN / sizeof(real);
     if (t->R && FN(linear_make_pairs)(c)) return -1;

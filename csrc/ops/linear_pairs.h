@@ -20,9 +20,9 @@ struct FN(linear_pass) {
     real *made_down, *made_up; /* makes: [R_down,I] and [R_up,O] of every pair */
     const real *panels_down; /* the packed [R_down,I] of every pair */
     real *packed; /* the same, where it is made here */
-    struct pm_segments groups; /* the groups as they lie in the tokens */
+    struct pm_segments groups; /* the groups as they lie in the tokens, or sorted */
     struct pm_segments pairs; /* what one pair serves: the same, or with `aside` whole chunks */
-    real *saved_h; /* [N,R_down] forward: to be written, or NULL */
+    real *saved_h; /* [N,R_down] forward: to be written, or NULL; rows as the segments have them */
     int backward, learns; /* learns: backward, and gradients of the pairs are wanted */
     const real *h; /* [N,R_up] backward: saved by forward */
     real *

@@ -15,7 +15,7 @@ struct FN(linear_chunk) {
     real *low, *weighted; /* [rows,ld] h or g before and after the weights */
     real *spread,
         *dspread; /* [rows,S] by token: weights of these rows, if they do not lie so; dweights of a segment */
-    real *gathered; /* PM_BUCKETS: [PM_CHUNK,PM_STRIDE] what proj needs */
+    real *gathered; /* rows by index: [PM_CHUNK,PM_STRIDE] what proj needs */
     ptrdiff_t ld, ldu;
     const real *meets; /* [rows,ld] what meets `up` */
     const real *u; /* [rows,ldu] backward: what met lora_B in the forward pass */

@@ -41,7 +41,7 @@ int FN(pm_multiply_rows_fwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t B, ptrdiff_t G,
                              const real *rows, const int64_t *adapter_ids, const int64_t *cu_seqlens, real *y)
 {
     struct FN(multiply) c = { .D = D, .G = G, .x = x, .rows = rows, .out = y };
-    if (pm_segments_make(&c.groups, N, B, G, cu_seqlens, adapter_ids)) return -1;
+    if (pm_segments_make(&c.groups, N, B, G, cu_seqlens, adapter_ids, 0)) return -1;
     pm_parallel(c.groups.n_chunks, 8.0 * N * D, FN(multiply_rows_item), &c);
     pm_segments_free(&c.groups);
     return 0;
@@ -53,7 +53,7 @@ int FN(pm_multiply_rows_bwd)(ptrdiff_t N, ptrdiff_t D, ptrdiff_t B, ptrdiff_t G,
                              real *drows)
 {
     struct FN(multiply) c = { .D = D, .G = G, .x = x, .dy = dy, .out = drows };
-    if (pm_segments_make(&c.groups, N, B, G, cu_seqlens, adapter_ids)) return -1;
+    if (pm_segments_make(&c.groups, N, B, G, cu_seqlens, adapter_ids, 0)) return -1;
     pm_parallel((D + COLUMNS - 1) / COLUMNS, 8.0 * N * D, FN(multiply_rows_bwd_item), &c);
     pm_segments_free(&c.groups);
     return 0;

@@ -1,9 +1,38 @@
 /* segments.c -- see segments.h. Adjacent examples of one group share segments. */
 #include "segments.h"
 
-int pm_segments_make(struct pm_segments *s, ptrdiff_t N, ptrdiff_t B, ptrdiff_t G, const int64_t *cu_seqlens,
-                     const int64_t *adapter_ids)
+void pm_token_groups(ptrdiff_t N, ptrdiff_t B, const int64_t *cu_seqlens, const int64_t *adapter_ids,
+                     int64_t *ids)
 {
+    for (ptrdiff_t b = 0; b < B; b++)
+        for (ptrdiff_t n = cu_seqlens ? cu_seqlens[b] : 0; n < (cu_seqlens ? cu_seqlens[b + 1] : N); n++)
+            ids[n] = adapter_ids ? adapter_ids[b] : 0;
+}
+
+/* How often the group changes from token to token. */
+static ptrdiff_t turns(ptrdiff_t B, const int64_t *cu_seqlens, const int64_t *adapter_ids)
+{
+    ptrdiff_t n = 0, last = -1;
+    for (ptrdiff_t b = 0; cu_seqlens && adapter_ids && b < B; b++)
+        if (cu_seqlens[b + 1] > cu_seqlens[b] && adapter_ids[b] != last) {
+            last = adapter_ids[b];
+            n++;
+        }
+    return n;
+}
+
+int pm_segments_make(struct pm_segments *s, ptrdiff_t N, ptrdiff_t B, ptrdiff_t G, const int64_t *cu_seqlens,
+                     const int64_t *adapter_ids, ptrdiff_t few)
+{
+    const ptrdiff_t n_turns = few ? turns(B, cu_seqlens, adapter_ids) : 0;
+    if (n_turns && N < few * n_turns && n_turns >= 2 * G * ((N + PM_CHUNK - 1) / PM_CHUNK)) {
+        int64_t *ids = pm_block_get(sizeof *ids * N);
+        if (!ids) return -1;
+        pm_token_groups(N, B, cu_seqlens, adapter_ids, ids);
+        const int failed = pm_segments_choose(s, N, G, 1, ids);
+        pm_block_put(ids);
+        return failed;
+    }
     const ptrdiff_t n_chunks = (N + PM_CHUNK - 1) / PM_CHUNK, most = B + n_chunks;    /* segments */
     struct {
         ptrdiff_t slot, chunk;

@@ -1,5 +1,5 @@
-/* segments.h -- the packed axis, cut every PM_CHUNK tokens (where sums are split) and wherever the group changes: by examples, or where
- * every token has choices of its own, the choices of a chunk sorted by group. */
+/* segments.h -- the packed axis, cut every PM_CHUNK tokens (where sums are split) and wherever the group changes: by examples, or sorted
+ * by group within a chunk, where groups take turns every few tokens and where every token has choices of its own. */
 #ifndef PM_SEGMENTS_H
 #define PM_SEGMENTS_H
 #include "ops.h"
@@ -18,13 +18,18 @@ struct pm_segments {
                                  g; next[g] is PM_UNUSED when it has no tokens */
     struct pm_segment *at;
     ptrdiff_t *order,
-        *rows; /* choices: [N*k] of them, n*k+i, sorted; their n, counted from the first one of the chunk. Else NULL */
+        *rows; /* sorted: [N*k] choices n*k+i, a token's group being its one choice; their n, counted from the first one of the
+                  chunk. Else NULL */
 };
 #define PM_UNUSED (-2)
 
-/* cu_seqlens NULL: one example; adapter_ids NULL: group 0 for all. -1 when memory is out. */
+/* The group of every token: ids [N]. cu_seqlens NULL: one example; adapter_ids NULL: group 0 for all. */
+void pm_token_groups(ptrdiff_t N, ptrdiff_t B, const int64_t *cu_seqlens, const int64_t *adapter_ids,
+                     int64_t *ids);
+
+/* Where groups take turns of fewer than `few` tokens and come back within a chunk, they are sorted. -1 when memory is out. */
 int pm_segments_make(struct pm_segments *s, ptrdiff_t N, ptrdiff_t B, ptrdiff_t G, const int64_t *cu_seqlens,
-                     const int64_t *adapter_ids);
+                     const int64_t *adapter_ids, ptrdiff_t few);
 
 /* Token n is of the groups ids[n,:] of G. -1 when memory is out. */
 int pm_segments_choose(struct pm_segments *s, ptrdiff_t N, ptrdiff_t G, ptrdiff_t k, const int64_t *ids);

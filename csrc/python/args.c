@@ -160,6 +160,15 @@ void pm_check_offsets(const int64_t *offsets, ptrdiff_t B, ptrdiff_t N, const ch
                      (Py_ssize_t)N);
 }
 
+int pm_check_pair(ptrdiff_t R, ptrdiff_t D, ptrdiff_t O)
+{
+    if (!PyErr_Occurred() && R < 1)
+        PyErr_SetString(PyExc_ValueError, "lora_A: expected a rank of at least 1, got 0");
+    if (!PyErr_Occurred() && (D < 1 || O < 1))
+        PyErr_Format(PyExc_ValueError, "lora_%c: expected at least one column, got none", D < 1 ? 'A' : 'B');
+    return PyErr_Occurred() ? -1 : 0;
+}
+
 void pm_check_groups(const int64_t *adapter_ids, ptrdiff_t *B, const int64_t *cu_seqlens, ptrdiff_t offsets,
                      ptrdiff_t N, ptrdiff_t G)
 {

@@ -15,8 +15,8 @@ static void read_no_term(PyObject *const *args, struct pm_term *t)
 /* What weights, ids and the form have to do with each other. */
 static void check_form(const struct pm_term *t, ptrdiff_t D, ptrdiff_t O)
 {
-    if (t->R < 1) PyErr_Format(PyExc_ValueError, "lora_A: expected a rank of at least 1, got 0");
-    else if (t->Q < 1 || D % t->Q || O % t->Q)
+    if (pm_check_pair(t->R, D, O)) return;
+    if (t->Q < 1 || D % t->Q || O % t->Q)
         PyErr_Format(PyExc_ValueError,
                      "weights: expected a number of heads that divides %zd and %zd, got %zd", (Py_ssize_t)D,
                      (Py_ssize_t)O, (Py_ssize_t)t->Q);

@@ -15,10 +15,10 @@ static struct pm_term read_experts(PyObject *const *args, int type, ptrdiff_t N,
     if (PyErr_Occurred()) return t;
     pm_check_index(t.ids, N * t.k, t.S, "ids");
     if (PyErr_Occurred()) return t;
+    if (pm_check_pair(t.R, D, O)) return t;
     if (t.S_A != t.S && t.S_A != 1)
         PyErr_Format(PyExc_ValueError, "lora_A: expected 1 or %zd experts, got %zd", (Py_ssize_t)t.S,
                      (Py_ssize_t)t.S_A);
-    else if (t.R < 1) PyErr_Format(PyExc_ValueError, "lora_A: expected a rank of at least 1, got 0");
     else if (t.S < 1) PyErr_Format(PyExc_ValueError, "lora_B: expected at least one expert, got none");
     else if (t.form == PM_BUCKETS && !t.ids)
         PyErr_SetString(PyExc_TypeError, "ids: expected an array to go with buckets, got None");

@@ -39,6 +39,8 @@ void pm_check_offsets(const int64_t *offsets, ptrdiff_t B, ptrdiff_t N, const ch
  * Finds B where adapter_ids is NULL. */
 void pm_check_groups(const int64_t *adapter_ids, ptrdiff_t *B, const int64_t *cu_seqlens, ptrdiff_t offsets,
                      ptrdiff_t N, ptrdiff_t G);
+/* Of a pair of factors [.,R,D] and [.,R,O]: none may be empty. -1 with Python's error set, also when it was before. */
+int pm_check_pair(ptrdiff_t R, ptrdiff_t D, ptrdiff_t O);
 int pm_nargs(Py_ssize_t got, Py_ssize_t expected,
              const char *name); /* -1 with a TypeError when they differ */
 

@@ -22,8 +22,9 @@ CONCAT_BELOW = 5
 
 
 class LinearSaved(NamedTuple):
-    """What :func:`linear` keeps: its inputs, not copied, and h = scale * x A^T [N, ranks side by side].
-    Without a low-rank term or an activation nothing needs x: it is [0, D] then."""
+    """What :func:`linear` keeps: its inputs, not copied, and h = scale * x A^T [N, ranks side by side]. Its
+    rows are sorted by group in each chunk where groups take turns every few tokens. Without a low-rank term
+    or an activation nothing needs x: it is [0, D] then."""
 
     x: Array
     weight: PackedWeight | None
