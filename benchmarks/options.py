@@ -16,6 +16,6 @@ class Options:
     torch: bool = False
 
     def rivals_in(self, dtype: str) -> bool:
-        """Whether rivals compute in this dtype. In bfloat16 where the CPU multiplies pairs of it: elsewhere they take
-        27 to 30 times as long as in float32, which is then their best setting."""
+        """Whether rivals compute in this dtype. In bfloat16 where the CPU multiplies pairs of it: elsewhere
+        torch takes 20 to 30 times as long as in float32, which is then its best setting."""
         return self.torch and (dtype == "float32" or self.isas[0].endswith("bf16"))
