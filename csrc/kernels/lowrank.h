@@ -8,6 +8,8 @@
 /* A factor is packed like a weight, except that few ranks would leave most of a panel empty. Of up to FEW_RANKS of them the panel is
  * one vector wide, [ceil(D_all/STEP)][FEW_RANKS][STEP]: where a wide register would still be half empty it holds two columns of every rank, and
  * h is the sum of both halves. Staged rows end with a zero for an odd D. */
+/* What differs is below: proj_columns, STEP columns of a row as all ranks meet them; proj_ranks, the ranks of a sum;
+ * proj_pack_block, FEW_RANKS rows of LANES columns as they lie in a panel. */
 #if VBYTES == 64
 #define FEW_RANKS ((ptrdiff_t)8)
 #define PROJ_ROWS TILE_ROWS
@@ -24,7 +26,7 @@ PM_INLINE FN(ranks) FN(proj_ranks)(vec sum)
            __builtin_shufflevector(sum, sum, 1, 3, 5, 7, 9, 11, 13, 15);
 }
 
-/* FEW_RANKS rows, LANES columns of each: transposed pair by pair (transpose.h). */
+/* Transposed pair by pair, as transpose.h does it value by value. */
 PM_INLINE void FN(proj_pack_block)(vec rows[FEW_RANKS])
 {
     FN(pairs) zipped[FEW_RANKS];
